@@ -1,0 +1,1 @@
+"""Alembic migrations of the chat database; run by `playground.sessions.schema`."""
