@@ -70,7 +70,7 @@ class RunConfig(Base, table=True):
 
 
 class Run(Base, table=True):
-    """One generation. Measured values that are compared have columns; the rest is in `metrics`. NULL is not measured."""
+    """One generation. What is compared has columns, the rest is in `metrics`. NULL: not measured."""
 
     __tablename__ = "run"
     __table_args__: Any = (
