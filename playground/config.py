@@ -1,0 +1,120 @@
+"""Every switch of the engine, as one frozen and validated object.
+
+`EngineConfig` is what a user writes ("auto" allowed); `Engine.config` is the same class after resolution, with no
+"auto" left. Values that later versions will accept are refused here with "not available yet", never ignored.
+"""
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from playground.validation import Validated, shorten
+
+SpeculationMethod = Literal["draft", "ngram", "layer_skip", "suffix", "eagle"]
+QUANTIZATION_SHORT_NAMES = ("int8", "int4", "int2", "nf4", "fp8", "w8a8", "gptq-int4", "awq-int4")
+NOT_YET = "is not available yet in this version"
+
+
+class SpeculationConfig(Validated):
+    """How tokens are drafted and verified. Not available yet: `EngineConfig` refuses it with that reason."""
+
+    method: SpeculationMethod = Field("draft", description="draft, ngram, layer_skip, suffix or eagle")
+    num_tokens: int | Literal["auto"] = Field(4, description="a whole number from 1 to 64, or 'auto'")
+    verification: Literal["rejection", "coupled"] = Field("rejection", description="rejection or coupled")
+    tree_width: int = Field(1, ge=1, le=16, description="a whole number from 1 to 16")
+    max_batch_size: int | None = Field(None, ge=1, description="None or a whole number of at least 1")
+
+
+class QuantizationConfig(Validated):
+    """How weights are stored. Not available yet: `EngineConfig` refuses it with that reason."""
+
+    method: Literal["rtn", "gptq", "awq", "nf4", "fp8", "w8a8"] = Field("rtn", description="rtn, gptq, awq, nf4, …")
+    bits: Literal[2, 3, 4, 8] = Field(8, description="2, 3, 4 or 8")
+    group_size: int = Field(128, ge=-1, description="a whole number, or -1 for one group a row")
+    symmetric: bool = Field(True, description="True or False")
+
+
+class EngineConfig(Validated):
+    """Configuration of one engine. Raises `ConfigError`, one sentence, at construction."""
+
+    model: str | None = Field(None, min_length=1, description="a folder or hub id, or None for the bundled model")
+    draft_model: str | None = Field(None, min_length=1, description="a folder or hub id, or None")
+    revision: str | None = Field(None, min_length=1, description="a branch, tag or commit of the hub id, or None")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto, float64, float32, bfloat16 or float16"
+    )
+    max_model_len: int | None = Field(None, ge=1, le=10_000_000, description="None (the model's) or at least 1")
+    max_num_seqs: int = Field(64, ge=1, le=4096, description="a whole number from 1 to 4096")
+    max_num_batched_tokens: int | None = Field(None, ge=1, le=1_000_000, description="None (automatic) or at least 1")
+    block_size: int = Field(16, ge=1, le=1024, description="a whole number from 1 to 1024")
+    num_kv_blocks: int | None = Field(
+        None, ge=1, le=100_000_000, description="None (from kv_cache_memory) or at least 1"
+    )
+    kv_cache_memory: int | float | None = Field(
+        None, description="bytes (a whole number), a fraction of free memory (above 0, below 1), or None"
+    )
+    kv_cache: Literal["paged", "contiguous", "none"] = Field("paged", description="paged, contiguous or none")
+    kv_cache_dtype: Literal["auto", "float16", "bfloat16", "float32", "float64", "fp8", "int8"] = Field(
+        "auto", description="auto, float16, bfloat16, float32, fp8 or int8"
+    )
+    attention: Literal["auto", "triton", "sdpa", "naive"] = Field("auto", description="auto, triton, sdpa or naive")
+    batching: Literal["continuous", "static"] = Field("continuous", description="continuous or static")
+    chunked_prefill: bool = Field(True, description="True or False")
+    prefix_caching: bool = Field(True, description="True or False")
+    prefix_cache_ttl: float | None = Field(None, gt=0, description="None (no limit) or seconds above 0")
+    sliding_window: int | None = Field(None, ge=1, description="None (the model's own) or at least 1")
+    quantization: QuantizationConfig | str | None = Field(None, description="None or a QuantizationConfig")
+    speculation: SpeculationConfig | None = Field(None, description="None or a SpeculationConfig")
+    cuda_graphs: bool = Field(False, description="True or False")
+    compile: bool = Field(False, description="True or False")
+    deterministic: bool = Field(False, description="True or False")
+    tensor_parallel_size: int = Field(1, ge=1, description="a whole number of at least 1")
+    seed: int = Field(0, ge=-(2**63), lt=2**63, description="a 64-bit whole number")
+    load_format: Literal["auto", "safetensors", "gguf", "dummy"] = Field(
+        "auto", description="auto, safetensors, gguf or dummy"
+    )
+
+    @field_validator("kv_cache_memory", mode="after")
+    @classmethod
+    def _memory(cls, value: int | float | None) -> int | float | None:
+        if value is None or (isinstance(value, int) and value > 0):
+            return value
+        if isinstance(value, float) and math.isfinite(value) and 0 < value < 1:
+            return value
+        raise ValueError(
+            f"kv_cache_memory={shorten(value)} is not allowed: give bytes as a whole number above 0, "
+            "or a fraction of free memory above 0 and below 1."
+        )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "EngineConfig":
+        self._refuse_what_is_not_there_yet()
+        if self.kv_cache == "none" and self.num_kv_blocks is not None:
+            raise ValueError("num_kv_blocks has no meaning with kv_cache='none', which keeps no KV: leave it out.")
+        if self.kv_cache != "paged" and "prefix_caching" in self.model_fields_set and self.prefix_caching:
+            raise ValueError(f"prefix_caching needs kv_cache='paged', not {self.kv_cache!r}: turn one of them off.")
+        return self
+
+    def resolved(self, **changes: Any) -> "EngineConfig":
+        """A copy with "auto" values decided. Not validated again: the engine's own values need not be ones a user
+        could write (`prefix_caching` is off without a paged cache, for one)."""
+        return self.model_copy(update=changes)
+
+    def _refuse_what_is_not_there_yet(self) -> None:
+        refusals: list[tuple[bool, str, Any]] = [
+            (self.draft_model is not None, "draft_model", self.draft_model),
+            (self.speculation is not None, "speculation", "SpeculationConfig"),
+            (self.quantization is not None, "quantization", self.quantization),
+            (self.attention == "triton", "attention", "triton"),
+            (self.kv_cache_dtype in ("fp8", "int8"), "kv_cache_dtype", self.kv_cache_dtype),
+            (self.cuda_graphs, "cuda_graphs", True),
+            (self.compile, "compile", True),
+            (self.deterministic, "deterministic", True),
+            (self.tensor_parallel_size > 1, "tensor_parallel_size", self.tensor_parallel_size),
+            (self.load_format == "gguf", "load_format", "gguf"),
+        ]
+        for refused, field, value in refusals:
+            if refused:
+                raise ValueError(f"{field}={shorten(value)} {NOT_YET}: leave it at its default.")

@@ -1,0 +1,238 @@
+"""Gives requests their KV blocks: prefix hits, new blocks, copy-on-write, window trimming, registration.
+
+Stands between the scheduler, which thinks in tokens, and the pool, which knows only blocks. Imports no torch.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import xxhash
+
+from playground.engine.block_pool import NULL_BLOCK, BlockKey, BlockPool
+from playground.engine.events import BlockAction, BlockEvent
+from playground.engine.request import Request
+
+
+def root_hash(**extra_keys: str | None) -> int:
+    """Hash that a chain starts from. Keys are tagged by name, so that two kinds of value can never alias."""
+    tagged = "\x1f".join(f"{name}={len(value)}:{value}" for name, value in sorted(extra_keys.items()) if value)
+    return xxhash.xxh64_intdigest(tagged)
+
+
+def chain_hash(parent_hash: int, token_ids: Sequence[int]) -> int:
+    """xxh64 over the parent's hash and one block of token ids (8 bytes each)."""
+    data = b"".join(value.to_bytes(8, "little") for value in (parent_hash, *token_ids))
+    return xxhash.xxh64_intdigest(data)
+
+
+def cdiv(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def num_held(block_table: Sequence[int]) -> int:
+    """Real blocks in a table, the null block not counted."""
+    return sum(block_id != NULL_BLOCK for block_id in block_table)
+
+
+class BlockTables:
+    """The block tables of all requests over one pool."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        prefix_caching: bool = True,
+        ttl: float | None = None,
+        window: int | None = None,
+        namespace: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`ttl` in seconds of `clock`; `window` in tokens, the token itself counted; `namespace` names model and KV
+        type in every hash."""
+        self.pool = BlockPool(num_blocks, ttl=ttl, clock=clock, record=self._record)
+        self.block_size = block_size
+        self.recording = False
+        """Whether block events are collected for `drain_events`; off while nobody listens."""
+        self._events: list[BlockEvent] = []
+        self._acting_for: int | None = None
+        self.prefix_caching = prefix_caching
+        self.window = window
+        self._namespace = namespace
+
+    # What a request needs
+
+    def max_blocks(self, num_tokens: int, max_chunk: int) -> int:
+        """Most blocks a request of `num_tokens` ever holds at once, when at most `max_chunk` tokens run in a step."""
+        blocks = cdiv(num_tokens, self.block_size)
+        if self.window is None:
+            return blocks
+        return min(blocks, cdiv(self.window - 1 + max_chunk, self.block_size) + 1)
+
+    # Prefix hits
+
+    def find_prefix(self, request: Request) -> list[int]:
+        """Blocks that already hold the KV of the longest cached prefix, at most all but the last token.
+
+        One entry a logical block; with a window, entries that no later token can see are the null block.
+        """
+        if not self.prefix_caching or request.params.prompt_logprobs is not None:
+            return []
+        limit = (request.num_tokens - 1) // self.block_size
+        if self.window is None:
+            hit: list[int] = []
+            for index in range(limit):
+                block_id = self.pool.find(self._key(request, index))
+                if block_id is None:
+                    break
+                hit.append(block_id)
+            return hit
+        return self._find_windowed_prefix(request, limit, self.window)
+
+    def _find_windowed_prefix(self, request: Request, limit: int, window: int) -> list[int]:
+        """Only the blocks that the window still reaches must be there; the longest such hit wins."""
+        found = [self.pool.find(self._key(request, index)) for index in range(limit)]
+        run_start = 0  # first block of the run of found blocks that ends before `end`
+        best: list[int] = []
+        for end in range(1, limit + 1):
+            if found[end - 1] is None:
+                run_start = end
+                continue
+            first_visible = max(0, end * self.block_size - window + 1) // self.block_size
+            if run_start <= first_visible:
+                best = [NULL_BLOCK] * first_visible + [b for b in found[first_visible:end] if b is not None]
+        return best
+
+    def take(self, request: Request, hit: Sequence[int]) -> None:
+        """Give a request without blocks the blocks of a prefix hit."""
+        self._acting_for = request.request_id
+        for block_id in hit:
+            if block_id != NULL_BLOCK:
+                self.pool.share(block_id)
+        request.block_table = list(hit)
+        request.num_computed_tokens = len(hit) * self.block_size
+        request.num_registered_blocks = len(hit)
+
+    def num_free_after(self, hit: Sequence[int]) -> int:
+        """Blocks left to allocate once the hit is taken: cached blocks of the hit stop being free."""
+        return self.pool.num_free - sum(self.pool.ref_count(b) == 0 for b in hit if b != NULL_BLOCK)
+
+    # Sharing a sibling's prompt
+
+    def can_fork(self, request: Request) -> bool:
+        """Whether the sibling's blocks still hold all that this request's last prompt token will look at."""
+        parent = request.fork_of
+        if parent is None or parent.finished or parent.num_computed_tokens < request.num_prompt_tokens:
+            return False
+        computed = request.num_prompt_tokens - 1
+        first = 0 if self.window is None else max(0, computed - self.window + 1) // self.block_size
+        return NULL_BLOCK not in parent.block_table[first : cdiv(computed, self.block_size)]
+
+    def fork(self, request: Request) -> None:
+        """Share the sibling's prompt blocks, the part-filled last one too: the first write into it copies it.
+
+        The last prompt token runs again, for its logits, so nothing is special about a forked request afterwards.
+        """
+        assert request.fork_of is not None
+        self._acting_for = request.request_id
+        computed = request.num_prompt_tokens - 1
+        shared = request.fork_of.block_table[: cdiv(computed, self.block_size)]
+        for block_id in shared:
+            if block_id != NULL_BLOCK:
+                self.pool.share(block_id)
+        request.block_table = list(shared)
+        request.num_computed_tokens = computed
+        request.num_registered_blocks = min(request.fork_of.num_registered_blocks, computed // self.block_size)
+
+    # Growing and shrinking
+
+    def grow(self, request: Request, num_tokens: int) -> list[tuple[int, int]] | None:
+        """Make room for the KV of the next `num_tokens` tokens; None, and nothing changed, if the pool is too full.
+
+        Returns the copies (source block, destination block) that must be made before anything is written.
+        """
+        self._acting_for = request.request_id
+        self._trim(request)
+        start = request.num_computed_tokens
+        missing = cdiv(start + num_tokens, self.block_size) - len(request.block_table)
+        first = start // self.block_size
+        tail = request.block_table[first] if first < len(request.block_table) else NULL_BLOCK
+        tail_is_shared = tail != NULL_BLOCK and self.pool.ref_count(tail) > 1
+        if missing + tail_is_shared > self.pool.num_free:
+            return None
+        copies: list[tuple[int, int]] = []
+        if tail_is_shared:
+            request.block_table[first] = self.pool.allocate()
+            copies.append((tail, request.block_table[first]))
+            self._record("copy", request.block_table[first], 1, tail)
+            self.pool.release([tail])
+        elif tail != NULL_BLOCK:
+            self.pool.unregister(tail)  # nobody else holds it, but it must not be found while it changes
+        request.num_registered_blocks = min(request.num_registered_blocks, first)
+        request.block_table.extend(self.pool.allocate() for _ in range(missing))
+        held = num_held(request.block_table) if self.window else len(request.block_table)
+        request.kv_blocks_peak = max(request.kv_blocks_peak, held)
+        return copies
+
+    def _trim(self, request: Request) -> None:
+        """Release the blocks that have slid out of the window of the next token and all later ones."""
+        if self.window is None:
+            return
+        num_invisible = max(0, request.num_computed_tokens - self.window + 1) // self.block_size
+        num_invisible = min(num_invisible, request.num_registered_blocks if self.prefix_caching else num_invisible)
+        for index in range(num_invisible - 1, -1, -1):
+            block_id = request.block_table[index]
+            if block_id == NULL_BLOCK:
+                break
+            request.block_table[index] = NULL_BLOCK
+            self.pool.release([block_id])
+
+    def register(self, request: Request) -> None:
+        """Put the request's full and computed blocks into the prefix cache. Call after the step that computed them."""
+        if not self.prefix_caching:
+            return
+        for index in range(request.num_registered_blocks, request.num_computed_tokens // self.block_size):
+            block_id = request.block_table[index]
+            if block_id != NULL_BLOCK and self.pool.key(block_id) is None:
+                self.pool.register(block_id, self._key(request, index))
+            request.num_registered_blocks = index + 1
+
+    def free(self, request: Request, *, keep_cached: bool = True) -> list[int]:
+        """Take all blocks away from a request, tail first; returns those nobody holds any more.
+
+        With `keep_cached=False` their content is forgotten too (it came from a request that failed).
+        """
+        self._acting_for = request.request_id
+        held = [block_id for block_id in reversed(request.block_table) if block_id != NULL_BLOCK]
+        if not keep_cached:
+            for block_id in held:
+                self.pool.unregister(block_id)
+        self.pool.release(held)
+        request.block_table = []
+        request.num_computed_tokens = 0
+        request.num_registered_blocks = 0
+        return [block_id for block_id in held if self.pool.ref_count(block_id) == 0]
+
+    # Events
+
+    def drain_events(self) -> list[BlockEvent]:
+        """What happened to blocks since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def _record(self, action: BlockAction, block_id: int, ref_count: int, source: int | None = None) -> None:
+        if self.recording:
+            now = time.perf_counter_ns()
+            self._events.append(BlockEvent(now, action, block_id, ref_count, self._acting_for, source))
+
+    def _key(self, request: Request, index: int) -> BlockKey:
+        """Key of the request's logical block `index`, which its tokens fill completely."""
+        hashes = request.block_hashes  # starts with the root, so hashes[i + 1] belongs to block i
+        if not hashes:
+            hashes.append(root_hash(namespace=self._namespace, salt=request.params.cache_salt))
+        while len(hashes) <= index + 1:
+            hashes.append(chain_hash(hashes[-1], self._tokens(request, len(hashes) - 1)))
+        return BlockKey(hashes[index + 1], hashes[index], tuple(self._tokens(request, index)))
+
+    def _tokens(self, request: Request, index: int) -> list[int]:
+        return request.token_ids[index * self.block_size : (index + 1) * self.block_size]

@@ -1,0 +1,285 @@
+"""One engine step after the other, on one thread: schedule, execute, account, tell.
+
+Knows requests and their trackers; knows nothing of threads, tokenization or configuration files.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+
+from playground.engine.events import Event, EventStream, RequestEvent, RequestState, ScheduledSlice, StepEvent
+from playground.engine.executor import Executor, StepResult
+from playground.engine.outputs import EngineStats, FinishReason
+from playground.engine.scheduler import Scheduler, SchedulerOutput
+from playground.engine.tracker import SampleTracker
+
+logger = logging.getLogger(__name__)
+
+RATE_WINDOW_SECONDS = 5.0
+MAX_EMPTY_STEPS = 3
+"""Steps in a row that run nothing although requests wait, after which the first of them is failed."""
+
+
+class EngineCore:
+    """The step loop's body and the state it works on."""
+
+    def __init__(self, scheduler: Scheduler, executor: Executor, events: EventStream, base_stats: EngineStats) -> None:
+        """`base_stats` carries the constants (block size and count, memory) that every snapshot repeats."""
+        self.scheduler = scheduler
+        self.executor = executor
+        self.events = events
+        self._base_stats = base_stats
+        self._samples: dict[int, SampleTracker] = {}
+        self._pending: list[Event] = []
+        self._num_steps = 0
+        self._num_empty_steps = 0
+        self._rates: deque[tuple[int, int, int, int]] = deque()  # (end_ns, duration_ns, prompt tokens, output tokens)
+        self._stats_lock = threading.Lock()
+        self._stats = base_stats
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, sample: SampleTracker) -> None:
+        self._samples[sample.request.request_id] = sample
+        self.scheduler.add(sample.request)
+        self._tell(sample, "queued", sample.group.arrival_ns)
+        self._publish_stats()
+
+    def abort(self, request_id: int) -> None:
+        """End a request now, whatever it is doing; unknown and ended ids are ignored."""
+        sample = self._samples.get(request_id)
+        if sample is not None:
+            self._end(sample, "abort")
+            self._publish_stats()
+            self._flush_events()
+
+    def fail_all(self, error: str) -> None:
+        """End every request with an error; the engine itself goes on."""
+        for sample in list(self._samples.values()):
+            self._end(sample, "error", error)
+        self._publish_stats()
+        self._flush_events()
+
+    # One step
+
+    def step(self) -> None:
+        """Run one engine step for whatever is there to run."""
+        started = time.perf_counter_ns()
+        tables = self.scheduler.tables
+        if tables is not None:
+            tables.recording = self.events.active
+        output = self.scheduler.schedule()
+        scheduled_at = time.perf_counter_ns()
+        self._note_admissions(output, scheduled_at)
+        if not output.scheduled:
+            self._check_progress(output)
+            return
+        self._num_empty_steps = 0
+        result = self.executor.execute(output)
+        executed_at = time.perf_counter_ns()
+        emitted = self._account(output, result, executed_at)
+        self._num_steps += 1
+        ended = time.perf_counter_ns()
+        post_ns = (
+            (ended - started) - (scheduled_at - started) - result.prepare_ns - result.forward_ns - result.sample_ns
+        )
+        num_prompt = self._count_prompt_tokens(output)
+        self._record_rate(ended, ended - started, num_prompt, len(emitted))
+        if self.events.active:
+            slices = tuple(
+                ScheduledSlice(s.request.request_id, s.start, s.num_tokens, int(s.request.request_id in emitted))
+                for s in output.scheduled
+            )
+            step = self._step_event(
+                started, scheduled_at - started, result, max(0, post_ns), output, slices, num_prompt
+            )
+            self._pending.append(step)
+        self._publish_stats()
+        self._flush_events()
+
+    def _note_admissions(self, output: SchedulerOutput, now_ns: int) -> None:
+        for request in output.preempted:
+            self._tell(self._samples[request.request_id], "preempted", now_ns, "out of KV blocks")
+        for request in output.admitted:
+            sample = self._samples[request.request_id]
+            if sample.scheduled_ns is None:
+                sample.scheduled_ns = now_ns
+            self._tell(sample, "running", now_ns)
+
+    def _check_progress(self, output: SchedulerOutput) -> None:
+        """A request that waits while nothing can ever run would wait for ever: answer it instead."""
+        self._num_empty_steps += 1
+        if self._num_empty_steps <= MAX_EMPTY_STEPS:
+            return
+        self._num_empty_steps = 0
+        stuck = self.scheduler.waiting[0] if self.scheduler.waiting else self.scheduler.running[0]
+        logger.error("request %d cannot make progress", stuck.request_id)
+        self._end(
+            self._samples[stuck.request_id], "error", "the request could not be scheduled: the KV pool is exhausted"
+        )
+
+    def _account(self, output: SchedulerOutput, result: StepResult, now_ns: int) -> set[int]:
+        """Record the step's outcome; returns the ids of the requests that got a token."""
+        new_tokens: dict[int, list[int]] = {}
+        errors = dict(result.errors)
+        for request_id, token in result.sampled.items():
+            if token.error is not None:
+                errors[request_id] = token.error
+            else:
+                new_tokens[request_id] = [token.token_id]
+        for request_id, error in errors.items():
+            self._end(self._samples[request_id], "error", error)
+        for one in output.scheduled:
+            entries = result.prompt_logprobs.get(one.request.request_id)
+            kept = self._samples.get(one.request.request_id)
+            if entries and kept is not None and kept.prompt_logprobs is not None:
+                kept.prompt_logprobs[one.start + 1 : one.start + 1 + len(entries)] = entries
+        self.scheduler.update(output, new_tokens)
+        for request_id in new_tokens:
+            self._deliver(self._samples[request_id], result, now_ns)
+        return set(new_tokens)
+
+    def _deliver(self, sample: SampleTracker, result: StepResult, now_ns: int) -> None:
+        is_first = sample.first_token_ns is None
+        try:
+            reason = sample.add_token(result.sampled[sample.request.request_id], now_ns)
+        except Exception as error:  # a tokenizer that cannot decode its own ids must not take the others along
+            logger.exception("request %d could not be decoded", sample.request.request_id)
+            self._end(sample, "error", f"the tokens could not be decoded: {type(error).__name__}: {error}")
+            return
+        if is_first:
+            self._tell(sample, "first_token", now_ns)
+        if reason is not None:
+            self._leave(sample, reason)
+
+    # Ends
+
+    def _end(self, sample: SampleTracker, reason: FinishReason, error: str | None = None) -> None:
+        sample.end_early(reason, error)
+        self._leave(sample, reason)
+
+    def _leave(self, sample: SampleTracker, reason: FinishReason) -> None:
+        freed = self.scheduler.finish(sample.request, reason)
+        if reason == "error" and freed and self.executor.kv_cache is not None:
+            # NaN in a stale slot would survive masking (0 * NaN), so what a failed request wrote is wiped.
+            self.executor.kv_cache.zero_blocks(freed)
+        del self._samples[sample.request.request_id]
+        now_ns = time.perf_counter_ns()
+        self._tell(sample, "finished", now_ns, reason)
+        self._publish_stats()
+        sample.group.finish_if_complete(now_ns)
+
+    # Telling
+
+    def _tell(self, sample: SampleTracker, state: RequestState, now_ns: int, reason: str | None = None) -> None:
+        if not self.events.active:
+            return
+        request = sample.request
+        event = RequestEvent(
+            now_ns,
+            request.request_id,
+            state,
+            reason,
+            request.num_prompt_tokens,
+            request.num_cached_tokens,
+            request.num_output_tokens,
+        )
+        self._pending.append(event)
+
+    def _flush_events(self) -> None:
+        tables = self.scheduler.tables
+        if tables is not None:
+            self._pending += tables.drain_events()
+        if self._pending:
+            self.events.emit(self._pending)
+            self._pending = []
+
+    def _count_prompt_tokens(self, output: SchedulerOutput) -> int:
+        return sum(max(0, min(s.num_tokens, s.request.num_prompt_tokens - s.start)) for s in output.scheduled)
+
+    def _step_event(
+        self,
+        started: int,
+        schedule_ns: int,
+        result: StepResult,
+        post_ns: int,
+        output: SchedulerOutput,
+        slices: tuple[ScheduledSlice, ...],
+        num_prompt: int,
+    ) -> StepEvent:
+        stats = self._stats
+        return StepEvent(
+            step=self._num_steps,
+            time_ns=started,
+            schedule_ns=schedule_ns,
+            prepare_ns=result.prepare_ns,
+            forward_ns=result.forward_ns,
+            sample_ns=result.sample_ns,
+            post_ns=post_ns,
+            num_prefill_tokens=num_prompt,
+            num_decode_tokens=output.num_tokens - num_prompt,
+            num_draft_tokens=0,
+            num_accepted_tokens=0,
+            num_emitted_tokens=sum(one.num_emitted for one in slices),
+            num_running=len(self.scheduler.running),
+            num_waiting=self.scheduler.num_waiting,
+            num_preempted=len(output.preempted),
+            kv_blocks_in_use=stats.kv_blocks_in_use,
+            kv_blocks_cached=stats.kv_blocks_cached,
+            kv_blocks_empty=stats.kv_blocks_empty,
+            kv_slots_in_use=self._slots_in_use(),
+            requests=slices,
+        )
+
+    def _slots_in_use(self) -> int:
+        """In-use blocks are full except at the tail of each running request, and part-filled tails are never shared."""
+        tables = self.scheduler.tables
+        if tables is None:
+            return 0
+        size = tables.block_size
+        unused = sum(len(r.block_table) * size - r.num_computed_tokens for r in self.scheduler.running)
+        return tables.pool.num_in_use * size - unused
+
+    # Snapshot
+
+    def _record_rate(self, ended_ns: int, duration_ns: int, num_prompt: int, num_output: int) -> None:
+        with self._stats_lock:
+            self._rates.append((ended_ns, duration_ns, num_prompt, num_output))
+            while self._rates and ended_ns - self._rates[0][0] > RATE_WINDOW_SECONDS * 1e9:
+                self._rates.popleft()
+
+    def _publish_stats(self) -> None:
+        scheduler, base = self.scheduler, self._base_stats
+        pool = scheduler.tables.pool if scheduler.tables is not None else None
+        queried = scheduler.prefix_tokens_queried
+        self._stats = EngineStats(
+            kv_blocks_total=base.kv_blocks_total,
+            kv_blocks_in_use=pool.num_in_use if pool else 0,
+            kv_blocks_cached=pool.num_cached if pool else 0,
+            kv_blocks_empty=pool.num_empty if pool else 0,
+            kv_block_size=base.kv_block_size,
+            num_running=len(scheduler.running),
+            num_waiting=scheduler.num_waiting,
+            num_preemptions=scheduler.num_preemptions,
+            prefix_cache_hit_rate=scheduler.prefix_tokens_hit / queried if queried else None,
+            memory_weights_bytes=base.memory_weights_bytes,
+            memory_kv_bytes=base.memory_kv_bytes,
+            steps=self._num_steps,
+        )
+
+    def stats(self) -> EngineStats:
+        """The latest snapshot with current rates: tokens per second of engine time over the window. Any thread."""
+        oldest = time.perf_counter_ns() - int(RATE_WINDOW_SECONDS * 1e9)
+        with self._stats_lock:
+            recent = [entry for entry in self._rates if entry[0] >= oldest]
+        stats = self._stats
+        busy_seconds = sum(entry[1] for entry in recent) * 1e-9
+        if busy_seconds == 0:
+            return stats
+        values = {name: getattr(stats, name) for name in EngineStats.__dataclass_fields__}
+        values["prompt_tokens_per_second"] = sum(entry[2] for entry in recent) / busy_seconds
+        values["generated_tokens_per_second"] = sum(entry[3] for entry in recent) / busy_seconds
+        return EngineStats(**values)

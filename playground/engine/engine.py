@@ -1,0 +1,295 @@
+"""The public face of the engine: loads a model, checks requests, hands them to the loop, collects the answers.
+
+Every method may be called from any thread. Several engines can live in one process; they share nothing.
+"""
+
+import ctypes
+import gc
+import itertools
+import logging
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+
+import torch
+
+from playground.config import EngineConfig
+from playground.engine.block_tables import BlockTables
+from playground.engine.core import EngineCore
+from playground.engine.detokenizer import Detokenizer
+from playground.engine.events import EventStream
+from playground.engine.executor import Executor
+from playground.engine.handle import GenerationHandle
+from playground.engine.loop import CLOSED, EngineLoop
+from playground.engine.outputs import Delta, EngineStats, Generation
+from playground.engine.prompts import PromptReader
+from playground.engine.request import Request
+from playground.engine.resolve import resolve_config, resolve_device, resolve_dtype
+from playground.engine.sampler import Sampler
+from playground.engine.scheduler import Scheduler, SchedulerConfig
+from playground.engine.tracker import SampleTracker, SubmissionTracker
+from playground.errors import ConfigError, RequestError
+from playground.models.bundled import BUNDLED_MODEL
+from playground.models.config import DecoderConfig
+from playground.models.kv_cache import KVCache
+from playground.models.loader import LoadedModel, load_model, resolve_model_path
+from playground.models.tokenizer import check_vocabulary, load_tokenizer
+from playground.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+Prompt = str | Sequence[int]
+SEED_STEP = 0x9E3779B97F4A7C15  # golden ratio: successive seeds differ in about half of their bits
+
+
+class Engine:
+    """One model, one KV cache, one step loop.
+
+    Raises `ConfigError` or `ModelLoadError` at construction. A context manager; `close` frees the memory.
+    """
+
+    def __init__(self, config: EngineConfig | None = None) -> None:
+        given = config or EngineConfig()
+        device = resolve_device(given.device)
+        path = resolve_model_path(given.model or str(BUNDLED_MODEL), given.revision)
+        dtype = resolve_dtype(given.dtype, DecoderConfig.from_folder(path).torch_dtype, device)
+        loaded = load_model(
+            str(path),
+            revision=given.revision,
+            device=device,
+            dtype=dtype,
+            load_format=given.load_format,
+            attention="naive" if given.attention == "naive" else "sdpa",
+            sliding_window=given.sliding_window,
+            seed=given.seed,
+        )
+        self.config: EngineConfig = resolve_config(given, loaded.config, loaded.path, device, dtype)
+        self.model_config: DecoderConfig = loaded.config
+        self.tokenizer = load_tokenizer(loaded.path, optional=given.load_format == "dummy")
+        if self.tokenizer is not None:
+            check_vocabulary(loaded.config, self.tokenizer)
+        self.events = EventStream()
+        self._eos_token_ids = _eos_token_ids(loaded.config, self.tokenizer)
+        self._prompts = PromptReader(self.tokenizer, loaded.config.vocab_size, self._max_model_len)
+        self._request_ids = itertools.count(1)
+        self._submit_lock = threading.Lock()
+        self._core: EngineCore | None = self._build_core(loaded, device)
+        self._loop = EngineLoop(self._core)
+        self._last_stats = EngineStats()
+
+    @property
+    def _max_model_len(self) -> int:
+        assert self.config.max_model_len is not None
+        return self.config.max_model_len
+
+    def _build_core(self, loaded: LoadedModel, device: torch.device) -> EngineCore:
+        config = self.config
+        block_size, num_blocks = self._block_layout()
+        tables = kv_cache = None
+        if config.kv_cache != "none":
+            kv_dtype = getattr(torch, config.kv_cache_dtype)
+            kv_cache = KVCache(loaded.config, num_blocks + 1, block_size, kv_dtype, device)  # one more: the null block
+            tables = BlockTables(
+                num_blocks,
+                block_size,
+                prefix_caching=config.prefix_caching,
+                ttl=config.prefix_cache_ttl,
+                window=config.sliding_window if config.kv_cache == "paged" else None,
+                namespace=f"{config.model}|{config.kv_cache_dtype}",
+            )
+        assert config.max_num_batched_tokens is not None
+        limits = SchedulerConfig(
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            chunked_prefill=config.chunked_prefill,
+            static_batching=config.batching == "static",
+            recompute=config.kv_cache == "none",
+        )
+        self._scheduler = Scheduler(limits, tables)
+        sampler = Sampler(loaded.config.vocab_size, device)
+        executor = Executor(loaded.model, kv_cache, sampler, block_size=block_size, eos_token_ids=self._eos_token_ids)
+        base_stats = EngineStats(
+            kv_blocks_total=num_blocks,
+            kv_blocks_empty=num_blocks,
+            kv_block_size=block_size,
+            memory_weights_bytes=loaded.weights_bytes,
+            memory_kv_bytes=kv_cache.nbytes if kv_cache is not None else 0,
+        )
+        return EngineCore(self._scheduler, executor, self.events, base_stats)
+
+    def _block_layout(self) -> tuple[int, int]:
+        """(block size, number of blocks). A contiguous cache is a paged one with a block for a whole sequence."""
+        config = self.config
+        if config.kv_cache == "none":
+            return 0, 0
+        assert config.num_kv_blocks is not None
+        if config.kv_cache == "paged":
+            return config.block_size, config.num_kv_blocks
+        reservations = config.num_kv_blocks * config.block_size // self._max_model_len
+        if reservations < 1:
+            raise ConfigError(
+                f"kv_cache='contiguous' reserves max_model_len={self._max_model_len} tokens a request, but "
+                f"{config.num_kv_blocks} blocks of {config.block_size} hold only "
+                f"{config.num_kv_blocks * config.block_size}: raise num_kv_blocks or lower max_model_len."
+            )
+        return self._max_model_len, min(reservations, config.max_num_seqs)
+
+    # Requests
+
+    def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> GenerationHandle:
+        """Queue one request and return at once. Raises `RequestError` if it can never be served."""
+        params = params if params is not None else SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"params is a {type(params).__name__}: give a SamplingParams.")
+        token_ids = self._prompts.read(prompt)
+        self._prompts.check_params(params)
+        max_total_tokens = min(len(token_ids) + params.max_tokens, self._max_model_len)
+        self._check_fits(len(token_ids), max_total_tokens)
+        with self._submit_lock:
+            request_ids = [next(self._request_ids) for _ in range(params.n)]
+        handle = GenerationHandle(request_ids[0], lambda: self._abort(request_ids))
+        group = SubmissionTracker(handle, self._eos_token_ids)
+        seed = params.seed if params.seed is not None else self.config.seed + request_ids[0] * SEED_STEP
+        for index, request_id in enumerate(request_ids):
+            request = Request(
+                request_id,
+                token_ids,
+                params,
+                _to_int64(seed + index),
+                max_total_tokens,
+                fork_of=group.samples[0].request if index else None,
+            )
+            detokenizer = Detokenizer(self.tokenizer, token_ids, params, self._eos_token_ids)
+            group.samples.append(SampleTracker(request, index, detokenizer, group))
+
+        def add(core: EngineCore) -> None:
+            for sample in group.samples:
+                core.add(sample)
+
+        if not self._loop.post(add):
+            raise RequestError(f"{CLOSED}: make a new one to generate.")
+        return handle
+
+    def _check_fits(self, num_prompt: int, max_total_tokens: int) -> None:
+        tables = self._scheduler.tables
+        if tables is None:
+            return
+        needed = self._scheduler.max_blocks(max_total_tokens - 1)  # the last token's own KV is never needed
+        if needed > tables.pool.num_blocks:
+            holds = tables.pool.num_blocks * tables.block_size
+            raise RequestError(
+                f"{num_prompt} prompt tokens and up to {max_total_tokens - num_prompt} new ones need {needed} KV blocks of "
+                f"{tables.block_size}, but the pool has {tables.pool.num_blocks} ({holds} tokens): shorten the prompt, "
+                "lower max_tokens, or raise num_kv_blocks."
+            )
+
+    def _abort(self, request_ids: Sequence[int]) -> None:
+        def abort(core: EngineCore) -> None:
+            for request_id in request_ids:
+                core.abort(request_id)
+
+        self._loop.post(abort)
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Generation]:
+        """Generate for every prompt and return the results in input order. One `SamplingParams`, or one a prompt."""
+        batch: list[Prompt]
+        if isinstance(prompts, str) or (prompts and isinstance(prompts[0], int)):
+            batch = [prompts]  # type: ignore[list-item]
+        else:
+            batch = list(prompts)  # type: ignore[arg-type]
+        if params is None or isinstance(params, SamplingParams):
+            each: list[SamplingParams | None] = [params] * len(batch)
+        else:
+            each = list(params)
+        if len(each) != len(batch):
+            raise RequestError(f"{len(batch)} prompts but {len(each)} SamplingParams: give one, or one a prompt.")
+        handles: list[GenerationHandle] = []
+        try:
+            for prompt, own in zip(batch, each, strict=True):
+                handles.append(self.submit(prompt, own))
+            return [handle.result() for handle in handles]
+        except BaseException:  # a refused prompt or Ctrl-C must not leave the others running
+            for handle in handles:
+                handle.cancel()
+            raise
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Deltas as they come; closing the iterator aborts the request."""
+        handle = self.submit(prompt, params)
+
+        def deltas() -> Iterator[Delta]:
+            try:
+                yield from handle
+            finally:
+                handle.cancel()
+
+        return deltas()
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation under the model's chat template, ready for the reply."""
+        return self._prompts.chat(messages)
+
+    def chat(self, messages: Sequence[Mapping[str, str]], params: SamplingParams | None = None) -> Generation:
+        """The reply to a conversation of `{"role", "content"}` messages."""
+        return self.submit(self.chat_prompt(messages), params).result()
+
+    # State
+
+    def stats(self) -> EngineStats:
+        """A snapshot after the latest step."""
+        core = self._core
+        return core.stats() if core is not None else self._last_stats
+
+    def flush_prefix_cache(self) -> None:
+        """Forget every cached prefix that no request holds. Takes effect before the next step."""
+
+        def flush(core: EngineCore) -> None:
+            if core.scheduler.tables is not None:
+                core.scheduler.tables.pool.flush()
+
+        self._loop.post(flush)
+
+    def close(self) -> None:
+        """End all requests with an error, stop the thread, free weights and KV cache. Closing twice does nothing."""
+        core, self._core = self._core, None
+        if core is None:
+            return
+        self._loop.close()
+        self._last_stats = core.stats()
+        on_gpu = core.executor.model.device.type == "cuda"
+        del core
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
+        _return_memory_to_system()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_core", None) is not None and hasattr(self, "_loop"):
+            self.close()
+
+
+def _eos_token_ids(config: DecoderConfig, tokenizer: object | None) -> frozenset[int]:
+    own = getattr(tokenizer, "eos_token_id", None)
+    return frozenset(config.eos_token_ids) | ({own} if isinstance(own, int) else set())
+
+
+def _to_int64(value: int) -> int:
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def _return_memory_to_system() -> None:
+    """glibc keeps freed memory for itself; a closed engine should be gone from the process too."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):  # another C library: nothing to trim
+        return

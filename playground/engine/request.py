@@ -1,0 +1,80 @@
+"""One sequence on its way through the engine: its tokens, and how far their KV has been computed.
+
+Progress is a single integer, `num_computed_tokens`; there is no prefill or decode phase. Knows nothing of tensors,
+text or threads.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from playground.engine.outputs import FinishReason
+from playground.sampling_params import SamplingParams
+
+
+class RequestStatus(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """A prompt and what was generated after it; `token_ids` holds both, in order."""
+
+    request_id: int
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    max_total_tokens: int
+    """Prompt plus output may not grow beyond this: min(prompt + max_tokens, max_model_len)."""
+    fork_of: "Request | None" = None
+    """The sibling (same prompt, n > 1) whose prompt KV this one shares once it is computed."""
+
+    status: RequestStatus = RequestStatus.WAITING
+    finish_reason: FinishReason | None = None
+    token_ids: list[int] = field(default_factory=list)
+    spec_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens whose KV was found at first admission rather than computed."""
+    num_preemptions: int = 0
+    block_table: list[int] = field(default_factory=list)
+    """Physical block of each logical block; 0 where the block slid out of the attention window."""
+    block_hashes: list[int] = field(default_factory=list)
+    """Hash chain over the full blocks of `token_ids`, as far as it was needed: the root, then one entry a block."""
+    num_registered_blocks: int = 0
+    """Leading blocks whose hash is in the prefix cache."""
+    kv_blocks_peak: int = 0
+
+    def __post_init__(self) -> None:
+        self.token_ids = list(self.prompt_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[len(self.prompt_token_ids) :]
+
+    @property
+    def num_tokens_with_spec(self) -> int:
+        return len(self.token_ids) + len(self.spec_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens whose KV is not in the cache yet: the whole of what scheduling is about."""
+        return self.num_tokens_with_spec - self.num_computed_tokens
+
+    @property
+    def finished(self) -> bool:
+        return self.status is RequestStatus.FINISHED

@@ -1,0 +1,139 @@
+"""Turns an `EngineConfig` with "auto" in it into one without, given the model and the machine.
+
+The one place that decides defaults: device, dtype, lengths, token budget, size of the KV pool.
+"""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from playground.config import EngineConfig
+from playground.errors import ConfigError
+from playground.models.config import DecoderConfig
+from playground.models.kv_cache import KVCache
+
+CPU_TOKEN_BUDGET = 1024
+GPU_TOKEN_BUDGET = 2048
+CPU_MEMORY_FRACTION = 0.25
+GPU_MEMORY_FRACTION = 0.85
+MAX_RECOMPUTE_BUDGET = 65_536
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device to run on; raises `ConfigError` where there is no such GPU."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise ConfigError(f"device={name!r}: this machine has {count} CUDA devices; give 'cpu' or 'auto'.")
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def resolve_dtype(name: str, model_dtype: str | None, device: torch.device) -> torch.dtype:
+    """`auto` is the checkpoint's own type, except where the device would be slow or wrong with it."""
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    wanted = getattr(torch, model_dtype or "float32", torch.float32)
+    if wanted is torch.float64:
+        return torch.float64
+    if device.type == "cpu":
+        has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if wanted is not torch.float32 and has_bf16 else torch.float32
+    if wanted is torch.bfloat16 and not torch.cuda.is_bf16_supported():
+        return torch.float16
+    return wanted  # type: ignore[no-any-return]
+
+
+def resolve_config(
+    config: EngineConfig, model: DecoderConfig, path: Path, device: torch.device, dtype: torch.dtype
+) -> EngineConfig:
+    """The configuration with everything decided. Call after the weights are loaded, so that free memory is known."""
+    max_model_len = _max_model_len(config, model)
+    budget = _token_budget(config, max_model_len, device)
+    kv_dtype = dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
+    changes = {
+        "model": str(path),
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
+        "attention": "sdpa" if config.attention == "auto" else config.attention,
+        "max_model_len": max_model_len,
+        "max_num_batched_tokens": budget,
+        "sliding_window": config.sliding_window if config.sliding_window is not None else model.sliding_window,
+    }
+    if config.kv_cache != "paged":
+        changes["prefix_caching"] = False
+    if config.kv_cache != "none":
+        changes["num_kv_blocks"] = _num_kv_blocks(config, model, max_model_len, budget, device, kv_dtype)
+    return config.resolved(**changes)
+
+
+def _max_model_len(config: EngineConfig, model: DecoderConfig) -> int:
+    longest = model.max_position_embeddings
+    if config.max_model_len is None:
+        return longest
+    if config.max_model_len > longest:
+        raise ConfigError(
+            f"max_model_len={config.max_model_len} is beyond the {longest} positions of the model: lower it to {longest}."
+        )
+    return config.max_model_len
+
+
+def _token_budget(config: EngineConfig, max_model_len: int, device: torch.device) -> int:
+    whole_prompts = not config.chunked_prefill or config.kv_cache == "none"
+    given = config.max_num_batched_tokens
+    if not whole_prompts:
+        return given or max(config.max_num_seqs, CPU_TOKEN_BUDGET if device.type == "cpu" else GPU_TOKEN_BUDGET)
+    if config.kv_cache == "none":  # every step runs whole sequences
+        needed, usual = max_model_len, min(config.max_num_seqs * max_model_len, MAX_RECOMPUTE_BUDGET)
+    else:  # a prompt must fit beside the decode tokens of everybody else, or it could wait for ever
+        needed = usual = max_model_len + config.max_num_seqs
+    if given is not None and given < needed:
+        why = "kv_cache='none'" if config.kv_cache == "none" else "chunked_prefill=False"
+        raise ConfigError(
+            f"max_num_batched_tokens={given} is too small: {why} runs whole prompts and needs at least {needed}; "
+            "raise it or lower max_model_len."
+        )
+    return given or max(needed, usual)
+
+
+def _num_kv_blocks(
+    config: EngineConfig,
+    model: DecoderConfig,
+    max_model_len: int,
+    budget: int,
+    device: torch.device,
+    kv_dtype: torch.dtype,
+) -> int:
+    """Blocks of `block_size` tokens that the KV memory holds, whatever the layout."""
+    block_bytes = KVCache.bytes_per_block(model, config.block_size, kv_dtype)
+    if config.num_kv_blocks is not None:
+        return config.num_kv_blocks
+    if isinstance(config.kv_cache_memory, int):
+        num_blocks = config.kv_cache_memory // block_bytes
+        if num_blocks < 1:
+            raise ConfigError(
+                f"kv_cache_memory={config.kv_cache_memory} bytes holds no block: one takes {block_bytes} bytes; raise it."
+            )
+        return num_blocks
+    fraction = config.kv_cache_memory
+    free = _free_memory(device)
+    if fraction is not None:
+        num_blocks = int(free * fraction) // block_bytes
+    else:
+        usual = CPU_MEMORY_FRACTION if device.type == "cpu" else GPU_MEMORY_FRACTION
+        enough = config.max_num_seqs * -(-max_model_len // config.block_size)
+        num_blocks = min(enough, int(free * usual) // block_bytes)
+    if num_blocks < 1:
+        raise ConfigError(f"no memory for a KV block of {block_bytes} bytes: {free} bytes are free on {device}.")
+    return num_blocks
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

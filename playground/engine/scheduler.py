@@ -1,0 +1,255 @@
+"""Decides, once a step, which requests run how many tokens under one token budget.
+
+Every step lets `num_computed_tokens` catch up with `num_tokens_with_spec`: a fresh prompt is a long gap, a prefix hit
+starts further along, decoding is a gap of one, a preempted request starts again from zero. Imports no torch; knows
+tokens and requests, and leaves blocks to `BlockTables`.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from playground.engine.block_tables import BlockTables, cdiv, num_held
+from playground.engine.outputs import FinishReason
+from playground.engine.request import Request, RequestStatus
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    chunked_prefill: bool = True
+    static_batching: bool = False
+    """Admit nobody until the whole batch has ended."""
+    recompute: bool = False
+    """Keep no KV: every step runs every token of a request again."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """Tokens [start, start + num_tokens) of a request run in this step."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def produces_token(self) -> bool:
+        """Whether the last token of the slice is the last one known, so that its logits give the next."""
+        return self.start + self.num_tokens == self.request.num_tokens_with_spec
+
+
+@dataclass(slots=True)
+class SchedulerOutput:
+    scheduled: list[ScheduledRequest] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    """Blocks (source, destination) to copy before the step writes anything."""
+    admitted: list[Request] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(s.num_tokens for s in self.scheduled)
+
+
+class Scheduler:
+    """Running requests in admission order, waiting requests in arrival order. One thread only."""
+
+    def __init__(self, config: SchedulerConfig, tables: BlockTables | None) -> None:
+        """`tables` is None exactly if `config.recompute`."""
+        self.config = config
+        self.tables = tables
+        self.running: list[Request] = []
+        self.waiting: deque[Request] = deque()
+        self._held_forks: dict[int, list[Request]] = {}  # by the id of the sibling they wait for
+        self.num_preemptions = 0
+        self.prefix_tokens_queried = 0
+        self.prefix_tokens_hit = 0
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self.waiting) + sum(len(forks) for forks in self._held_forks.values())
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting or self._held_forks)
+
+    def max_blocks(self, num_tokens: int) -> int:
+        """Most KV blocks that a request of `num_tokens` in the cache ever holds."""
+        if self.tables is None:
+            return 0
+        return self.tables.max_blocks(num_tokens, min(num_tokens, self.config.max_num_batched_tokens))
+
+    def add(self, request: Request) -> None:
+        """Queue a request. A fork waits until its sibling has computed the prompt they share."""
+        if request.fork_of is not None and not request.fork_of.finished and self.tables is not None:
+            self._held_forks.setdefault(request.fork_of.request_id, []).append(request)
+        else:
+            self.waiting.append(request)
+
+    # One step
+
+    def schedule(self) -> SchedulerOutput:
+        """Running requests first, in order; then waiting ones, unless somebody had to be preempted."""
+        output = SchedulerOutput()
+        batch_is_open = not self.config.static_batching or not self.running
+        if self.tables is not None:
+            self.tables.pool.expire()
+        budget = self._schedule_running(output, self.config.max_num_batched_tokens)
+        if not output.preempted and batch_is_open:
+            self._admit_waiting(output, budget)
+        return output
+
+    def _schedule_running(self, output: SchedulerOutput, budget: int) -> int:
+        index = 0
+        while index < len(self.running) and budget > 0:
+            request = self.running[index]
+            num_tokens = self._share_of(request.num_uncomputed_tokens, budget)
+            if num_tokens == 0:  # whole-prompt prefill that does not fit into what is left of this step
+                index += 1
+                continue
+            copies = self._grow_or_preempt(request, num_tokens, output)
+            if copies is None:
+                break  # the request itself was the last one left to preempt
+            output.copies.extend(copies)
+            output.scheduled.append(ScheduledRequest(request, request.num_computed_tokens, num_tokens))
+            budget -= num_tokens
+            index += 1
+        return budget
+
+    def _grow_or_preempt(
+        self, request: Request, num_tokens: int, output: SchedulerOutput
+    ) -> list[tuple[int, int]] | None:
+        if self.tables is None:
+            return []
+        while (copies := self.tables.grow(request, num_tokens)) is None:
+            victim = self.running.pop()  # the last admitted; everything before `request` is scheduled already
+            self._preempt(victim, output)
+            if victim is request:
+                return None
+        return copies
+
+    def _preempt(self, victim: Request, output: SchedulerOutput) -> None:
+        assert self.tables is not None
+        self.tables.free(victim)
+        victim.status = RequestStatus.PREEMPTED
+        victim.num_preemptions += 1
+        victim.spec_token_ids = []
+        victim.fork_of = None
+        self.num_preemptions += 1
+        self._release_forks(victim)
+        self.waiting.appendleft(victim)
+        output.preempted.append(victim)
+
+    def _admit_waiting(self, output: SchedulerOutput, budget: int) -> None:
+        while self.waiting and len(self.running) < self.config.max_num_seqs:
+            if budget == 0 and not self.config.static_batching:
+                return  # a static batch is filled up at once, whatever this step can run of it
+            request = self.waiting[0]
+            copies = self._admit(request, budget)
+            if copies is None:
+                return
+            self.waiting.popleft()
+            self.running.append(request)
+            request.status = RequestStatus.RUNNING
+            output.admitted.append(request)
+            num_tokens = self._share_of(request.num_uncomputed_tokens, budget)
+            if num_tokens:
+                output.copies.extend(copies)
+                output.scheduled.append(ScheduledRequest(request, request.num_computed_tokens, num_tokens))
+                budget -= num_tokens
+
+    def _admit(self, request: Request, budget: int) -> list[tuple[int, int]] | None:
+        """Give a waiting request its cached prefix and first blocks, if its whole prompt fits; else change nothing."""
+        if self.tables is None:
+            return [] if self._share_of(request.num_tokens, budget) or self.config.static_batching else None
+        forked = self.tables.can_fork(request)
+        hit = [] if forked else self.tables.find_prefix(request)
+        num_hit = request.num_prompt_tokens - 1 if forked else len(hit) * self.tables.block_size
+        num_tokens = self._share_of(request.num_tokens - num_hit, budget)
+        if num_tokens == 0 and not self.config.static_batching:
+            return None
+        if self._blocks_wanted(request, forked, hit) > self.tables.num_free_after(hit):
+            return None
+        if forked:
+            self.tables.fork(request)
+        else:
+            self.tables.take(request, hit)
+        copies = self.tables.grow(request, num_tokens)
+        assert copies is not None, "the check above covers what a request needs to start"
+        if request.num_preemptions == 0:
+            self._count_hit(request, num_hit)
+        return copies
+
+    def _blocks_wanted(self, request: Request, forked: bool, hit: Sequence[int]) -> int:
+        """Blocks that the whole prompt will take from the pool, and those that admitted prompts still have coming.
+
+        Checking only the first chunk would admit long prompts that then evict each other for ever.
+        """
+        assert self.tables is not None
+        promised = sum(max(0, self.max_blocks(r.num_tokens) - num_held(r.block_table)) for r in self.running)
+        if forked:
+            assert request.fork_of is not None
+            shared = cdiv(request.num_prompt_tokens - 1, self.tables.block_size)
+            held = num_held(request.fork_of.block_table[:shared])
+            tail_copy = (request.num_prompt_tokens - 1) % self.tables.block_size != 0
+            return promised + self.max_blocks(request.num_tokens) - held + tail_copy
+        return promised + self.max_blocks(request.num_tokens) - num_held(hit)
+
+    def _count_hit(self, request: Request, num_hit: int) -> None:
+        request.num_cached_tokens = num_hit
+        if self.tables is not None and self.tables.prefix_caching and request.fork_of is None:
+            self.prefix_tokens_queried += request.num_tokens
+            self.prefix_tokens_hit += num_hit
+
+    def _share_of(self, num_uncomputed: int, budget: int) -> int:
+        """Tokens of a gap that this step may run: all or nothing where a prompt may not be cut."""
+        whole_only = self.config.recompute or not self.config.chunked_prefill
+        if whole_only and num_uncomputed > budget:
+            return 0
+        return min(num_uncomputed, budget)
+
+    def update(self, output: SchedulerOutput, new_tokens: Mapping[int, Sequence[int]]) -> None:
+        """Account for a step that ran: progress, new tokens by request id, blocks that are now full."""
+        for scheduled in output.scheduled:
+            request = scheduled.request
+            if request.status is not RequestStatus.RUNNING:
+                continue
+            if self.tables is not None:
+                request.num_computed_tokens = scheduled.start + scheduled.num_tokens
+            request.token_ids.extend(new_tokens.get(request.request_id, ()))
+            if self.tables is not None:
+                self.tables.register(request)
+                if request.num_computed_tokens >= request.num_prompt_tokens:
+                    self._release_forks(request)
+
+    # Leaving
+
+    def finish(self, request: Request, reason: FinishReason) -> list[int]:
+        """End a request in whatever state it is; ending it twice does nothing. Returns blocks nobody holds any more."""
+        if request.finished:
+            return []
+        if request.status is RequestStatus.RUNNING:
+            self.running.remove(request)
+        elif not self._remove_held_fork(request):
+            self.waiting.remove(request)
+        freed = self.tables.free(request, keep_cached=reason != "error") if self.tables is not None else []
+        request.status = RequestStatus.FINISHED
+        request.finish_reason = reason
+        self._release_forks(request)
+        return freed
+
+    def _release_forks(self, sibling: Request) -> None:
+        """Let the forks of a request compete for admission: its prompt is computed, or it never will be."""
+        self.waiting.extendleft(reversed(self._held_forks.pop(sibling.request_id, [])))
+
+    def _remove_held_fork(self, request: Request) -> bool:
+        if request.fork_of is None:
+            return False
+        forks = self._held_forks.get(request.fork_of.request_id, [])
+        if request not in forks:
+            return False
+        forks.remove(request)
+        if not forks:
+            del self._held_forks[request.fork_of.request_id]
+        return True
