@@ -1,0 +1,163 @@
+"""`TelemetryHub`: one thread that drains the engine's events some 20 times a second and hands them on.
+
+Keeps the recent steps, the rolling rates and the headline figures; consumers subscribe to the hub, each with a bounded
+queue of its own. Never touches the engine's locks beyond `stats()`, and can never slow it: what is late is dropped and
+counted.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from types import TracebackType
+from typing import Protocol
+
+from playground.engine.events import Event, EventStream, RequestEvent, StepEvent, Subscription
+from playground.engine.outputs import EngineStats
+from playground.telemetry.memory import MemoryReading, MemorySampler
+from playground.telemetry.rates import FirstTokenTimes, RollingRates
+from playground.telemetry.snapshot import HeadlineFrame
+
+DRAIN_SECONDS = 0.05
+IDLE_WAIT_SECONDS = 0.25
+"""How long the thread sleeps at most: what `stop` may have to wait."""
+MEMORY_SECONDS = 0.5
+RECENT_STEPS = 4096
+CONSUMER_EVENTS = 65_536
+
+logger = logging.getLogger(__name__)
+
+
+class WatchedEngine(Protocol):
+    """All that the hub needs of an engine."""
+
+    @property
+    def events(self) -> EventStream: ...
+
+    def stats(self) -> EngineStats: ...
+
+
+class TelemetryHub:
+    """Watches one engine from `start` to `stop`. All methods are thread-safe."""
+
+    def __init__(self, engine: WatchedEngine, *, device: str = "cpu", recent_steps: int = RECENT_STEPS) -> None:
+        self._engine = engine
+        self._device = device
+        self._lock = threading.Lock()
+        self._steps: deque[StepEvent] = deque(maxlen=recent_steps)
+        self._rates = RollingRates()
+        self._first_tokens = FirstTokenTimes()
+        self._last_stats = EngineStats()
+        self._reading = MemoryReading("process")
+        self._out = EventStream()
+        self._source: Subscription | None = None
+        self._thread: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> "TelemetryHub":
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Begin to watch; does nothing where it already does."""
+        with self._lock:
+            if self._thread is not None:
+                return
+            self._stopping.clear()
+            self._source = self._engine.events.subscribe()
+            self._thread = threading.Thread(target=self._run, args=(self._source,), name="telemetry-hub", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop watching and end the thread; what came until now is still handed on. May be called twice."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+        if thread is None:
+            return
+        self._stopping.set()
+        thread.join()
+
+    def subscribe(self, maxlen: int = CONSUMER_EVENTS) -> Subscription:
+        """A bounded queue of all events from now on, for one consumer; it counts what it dropped."""
+        return self._out.subscribe(maxlen)
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self._out.unsubscribe(subscription)
+
+    def recent_steps(self, limit: int | None = None) -> list[StepEvent]:
+        """The latest steps, oldest first."""
+        with self._lock:
+            steps = list(self._steps)
+        return steps if limit is None else steps[max(0, len(steps) - limit) :]
+
+    @property
+    def num_events_dropped(self) -> int:
+        """Events that the engine emitted and the hub was too slow to take."""
+        return 0 if self._source is None else self._source.num_dropped
+
+    def frame(self) -> HeadlineFrame:
+        """The headline figures now."""
+        stats = self._stats()
+        with self._lock:
+            generated, prompt = self._rates.read(time.perf_counter_ns())
+            first_token = self._first_tokens.latest_seconds
+            memory = self._reading
+        paged = (
+            stats.kv_blocks_total > 0
+        )  # without a KV cache there are no blocks, which is not the same as none in use
+        return HeadlineFrame(
+            kv_blocks_in_use=stats.kv_blocks_in_use if paged else None,
+            kv_blocks_cached=stats.kv_blocks_cached if paged else None,
+            kv_blocks_empty=stats.kv_blocks_empty if paged else None,
+            kv_blocks_total=stats.kv_blocks_total if paged else None,
+            kv_block_size=stats.kv_block_size if paged else None,
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            generated_tokens_per_second=generated,
+            prompt_tokens_per_second=prompt,
+            time_to_first_token=first_token,
+            acceptance_rate=stats.acceptance_rate,
+            memory_used_bytes=memory.used_bytes,
+            memory_total_bytes=memory.total_bytes,
+            memory_source=memory.source,
+            num_events_dropped=self.num_events_dropped,
+        )
+
+    def _stats(self) -> EngineStats:
+        try:
+            self._last_stats = self._engine.stats()
+        except Exception as error:  # an engine being closed: the last figures stand
+            logger.debug("The engine gave no figures: %s", error)
+        return self._last_stats
+
+    def _run(self, source: Subscription) -> None:
+        memory = MemorySampler(self._device)
+        next_memory = 0.0
+        while not self._stopping.is_set():
+            if source.wait(IDLE_WAIT_SECONDS):
+                self._stopping.wait(DRAIN_SECONDS)  # let events gather: one lock for many
+                self._take(source.drain())
+            if time.monotonic() >= next_memory:
+                reading = memory.sample()
+                with self._lock:
+                    self._reading = reading
+                next_memory = time.monotonic() + MEMORY_SECONDS
+        self._engine.events.unsubscribe(source)
+        self._take(source.drain())
+        memory.close()
+
+    def _take(self, events: list[Event]) -> None:
+        with self._lock:
+            for event in events:
+                if isinstance(event, StepEvent):
+                    self._steps.append(event)
+                    self._rates.add(event)
+                elif isinstance(event, RequestEvent):
+                    self._first_tokens.add(event)
+        if events and self._out.active:
+            self._out.emit(events)
