@@ -16,7 +16,7 @@ from playground.engine.request import Request
 def root_hash(**extra_keys: str | None) -> int:
     """Hash that a chain starts from. Keys are tagged by name, so that two kinds of value can never alias."""
     tagged = "\x1f".join(f"{name}={len(value)}:{value}" for name, value in sorted(extra_keys.items()) if value)
-    return xxhash.xxh64_intdigest(tagged)
+    return xxhash.xxh64_intdigest(tagged.encode())
 
 
 def chain_hash(parent_hash: int, token_ids: Sequence[int]) -> int:
