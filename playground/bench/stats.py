@@ -1,0 +1,40 @@
+"""Medians, spreads and ratios of paired measurements. Pure arithmetic: knows nothing of what was measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """How many times better ours is than the peer: the median over the repeats, and the range it was seen in."""
+
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+
+
+def compare(ours: Sequence[float], peer: Sequence[float], *, smaller_is_better: bool) -> Comparison:
+    """Ratio of each repeat's pair, taken one after the other under the same conditions; above 1 is a win for ours."""
+    if len(ours) != len(peer) or not ours:
+        raise ValueError(f"{len(ours)} and {len(peer)} measurements do not pair")
+    ratios = [p / o if smaller_is_better else o / p for o, p in zip(ours, peer, strict=True)]
+    return Comparison(median(ratios), min(ratios), max(ratios))
+
+
+def tokens_after(start: float, token_times: Sequence[Sequence[float]]) -> int:
+    """How many tokens of all requests came later than `start`."""
+    return sum(time > start for times in token_times for time in times)
+
+
+def decode_rate(token_times: Sequence[Sequence[float]]) -> float:
+    """Tokens per second from the moment when every request has its first token until the last token of all.
+
+    `token_times` holds, for each request, when each of its useful tokens came.
+    """
+    start = max(times[0] for times in token_times)
+    end = max(times[-1] for times in token_times)
+    count = tokens_after(start, token_times)
+    if count == 0:
+        raise ValueError("no token came after the last first token: let each request generate more tokens")
+    return count / (end - start)

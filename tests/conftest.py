@@ -1,0 +1,45 @@
+"""What every test shares: no network, one thread for torch, a tiny checkpoint, and reasons for what cannot run here."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a test that needs the hub is a bug
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import hypothesis
+import pytest
+
+from tests.tiny import write_tiny_model
+
+hypothesis.settings.register_profile(
+    "playground",
+    deadline=None,  # a busy machine is not a failure
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("playground")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tiny tensors gain nothing from more threads, and lose much when the cores are shared."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped with the reason where torch finds no NVIDIA GPU."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="torch finds no NVIDIA GPU here"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random two-layer Llama with a byte-level tokenizer and a chat template."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-llama"))
