@@ -61,7 +61,7 @@ def format_bytes(value: float | None) -> Quantity:
     if abs(value) < 1024:
         return Quantity(f"{value:.0f}", "B")
     scaled, power = float(value), 0
-    while abs(_round(scaled)) >= 1024 and power < len(BYTE_UNITS) - 1:
+    while abs(scaled) >= 1024 and power < len(BYTE_UNITS) - 1:
         scaled /= 1024
         power += 1
     return Quantity(_digits(scaled), BYTE_UNITS[power])
