@@ -2,13 +2,13 @@
 
 Owns the definitions. Never draws a token and never lets one row's result depend on another row.
 
-Penalties: repetition as in CTRL (Keskar et al. 2019, section 4.1), over prompt and output: a positive logit is divided by
-it, a negative one multiplied. Presence and frequency as in OpenAI's API reference, over the output only: the logit loses
-`presence_penalty` once if the token occurred, and `frequency_penalty` for each time it did.
+Penalties: repetition as in CTRL (Keskar et al. 2019, section 4.1), over prompt and output: a positive logit is divided
+by it, a negative one multiplied. Presence and frequency as in OpenAI's API reference, over the output only: the logit
+loses `presence_penalty` once if the token occurred, and `frequency_penalty` for each time it did.
 
-Order among tokens, wherever one is needed: higher logit first, of equal logits the smaller token id first. top_k keeps the
-first k in that order, top_p the shortest beginning whose probability, after temperature, min_p and top_k and renormalised,
-reaches p.
+Order among tokens, wherever one is needed: higher logit first, of equal logits the smaller token id first. top_k keeps
+the first k in that order, top_p the shortest beginning whose probability, after temperature, min_p and top_k and
+renormalised, reaches p.
 """
 
 import math

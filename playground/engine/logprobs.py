@@ -26,11 +26,6 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], top_k: Sequence[int
     return found
 
 
-def prompt_logprobs(logits: Tensor, next_ids: Sequence[int], k: int) -> list[TokenLogprob]:
-    """What the model thought of each next prompt token: row i of logits [R, V] predicted `next_ids[i]`."""
-    return token_logprobs(logits, next_ids, [k] * len(next_ids))
-
-
 def _of_rows(logits: Tensor, token_ids: Sequence[int], top_k: Sequence[int]) -> list[TokenLogprob]:
     chosen = torch.tensor(token_ids, device=logits.device)[:, None]
     logprobs = logits.log_softmax(dim=-1)

@@ -1,11 +1,11 @@
 """Stateless random numbers: a function of (seed, position, purpose, id) and of nothing else.
 
-Owns the integer hash and its way to uniform and Gumbel noise. Keeps no generator and no state, so a token's noise is the
-same whatever batch it is drawn in, after a preemption, and on CPU and CUDA alike.
+Owns the integer hash and its way to uniform and Gumbel noise. Keeps no generator and no state, so a token's noise is
+the same whatever batch it is drawn in, after a preemption, and on CPU and CUDA alike.
 
 The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014; its finaliser is
-Stafford's variant 13): a bijection of 64-bit words, three xor-shifts and two multiplications. torch has no unsigned 64-bit
-arithmetic, so words are int64 whose products wrap and whose right shifts are masked to be logical.
+Stafford's variant 13): a bijection of 64-bit words, three xor-shifts and two multiplications. torch has no unsigned
+64-bit arithmetic, so words are int64 whose products wrap and whose right shifts are masked to be logical.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,7 @@ from torch import Tensor
 TOKEN: Final = 0
 """Purpose of the noise that picks a token inside its group."""
 GROUP: Final = 1
-"""Purpose of the noise that picks a group of tokens."""
-# Other users of noise at the same (seed, position), such as a draft's proposals or an acceptance test, take further numbers.
+"""Purpose of the noise that picks a group of tokens. Other uses of noise at the same place take further numbers."""
 
 _WORD: Final = 1 << 64
 

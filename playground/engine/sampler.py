@@ -1,8 +1,8 @@
 """Turns logits into tokens: one independent draw a row, reproducible from its seed and position.
 
-Owns the order of operations: token rules (masks, bias, penalties), then argmax for greedy rows; temperature, min_p, top_k,
-top_p and a Gumbel-max draw for the others. Keeps no state between calls and never changes the logits it is given; a row
-that cannot be sampled gets an error and leaves the others alone.
+Owns the order of operations: token rules (masks, bias, penalties), then argmax for greedy rows; temperature, min_p,
+top_k, top_p and a Gumbel-max draw for the others. Keeps no state between calls and never changes the logits it is
+given; a row that cannot be sampled gets an error and leaves the others alone.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ from playground.engine.logit_rules import (
     largest_and_where,
     scale,
 )
-from playground.engine.logprobs import prompt_logprobs, token_logprobs
+from playground.engine.logprobs import token_logprobs
 from playground.engine.outputs import TokenLogprob
 
-__all__ = ["SampledToken", "Sampler", "SamplingRow", "draw", "prompt_logprobs"]
+__all__ = ["SampledToken", "Sampler", "SamplingRow", "draw"]
 
-_ELEMENTS_AT_A_TIME = 1 << 19
+_ELEMENTS_AT_A_TIME = 1 << 18
 """Float64 work of a draw is done in pieces of this many logits (32 MB), whatever the batch."""
 
 
@@ -72,6 +72,10 @@ class Sampler:
             for i, (token, error) in enumerate(zip(token_ids, errors, strict=True))
         ]
 
+    def prompt_logprobs(self, logits: Tensor, next_ids: Sequence[int], k: int) -> list[TokenLogprob]:
+        """What the model thought of each next prompt token: row i of logits [R, V] predicted `next_ids[i]`."""
+        return token_logprobs(logits.detach(), next_ids, [k] * len(next_ids))
+
     def _apply_rules(
         self, logits: Tensor, rows: Sequence[SamplingRow]
     ) -> tuple[Tensor, Tensor, Tensor, list[str | None]]:
@@ -93,10 +97,10 @@ class Sampler:
 def draw(scaled: Tensor, seeds: Sequence[int], positions: Sequence[int]) -> Tensor:
     """Token ids [R] drawn with probability proportional to exp of the scaled logits [R, padded V] (float64).
 
-    Gumbel-max: the argmax of logit + Gumbel noise has the softmax distribution. It is done in two steps, first the group
-    of 256 neighbouring ids by the sum of its weights, then the token in that group. That is exact, because the maximum of
-    shifted Gumbels is a Gumbel shifted by their logsumexp and does not depend on which of them it was; and it needs
-    V / 256 + 256 hashes and logarithms a row in place of V.
+    Gumbel-max: the argmax of logit + Gumbel noise has the softmax distribution. It is done in two steps, first the
+    group of 256 neighbouring ids by the sum of its weights, then the token in that group. That is exact, because the
+    maximum of shifted Gumbels is a Gumbel shifted by their logsumexp and does not depend on which of them it was; and
+    it needs V / 256 + 256 hashes and logarithms a row in place of V.
     """
     rows = torch.arange(len(scaled), device=scaled.device)
     sums = group_sums(scaled)
