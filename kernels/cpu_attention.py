@@ -1,0 +1,373 @@
+"""Attention in torch calls: dense, and paged over a ragged batch. Fast on a CPU, correct on any device.
+
+A `PagedPlan` holds everything about a batch that is the same in every layer (which blocks to gather, masks, how rows
+are grouped), so that a layer costs one gather each for K and V and one attention call per group. The query heads that
+share a KV head are packed into the query length; keys are never repeated.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LOG2E = math.log2(math.e)
+# One more group costs a gather and an attention call, about what 400 padded tokens cost (25 us at 3 heads of 64).
+_GROUP_COST_TOKENS = 400
+# Rows of queries that share one explicit mask: bounds its size and skips the keys that no row of the piece sees.
+_MASKED_ROWS = 512
+
+
+@dataclass(slots=True)
+class Piece:
+    """Query rows [start, stop) against keys [low, high) of their group."""
+
+    start: int
+    stop: int
+    low: int
+    high: int
+    mask: Tensor | None
+    """Added to the scores; broadcasts to [batch, 1, q, high - low]."""
+    causal: bool
+
+
+@dataclass(slots=True)
+class Group:
+    """Sequences whose keys are gathered together: many of one query token each, or one of any length."""
+
+    batch: int
+    num_blocks: int
+    index: Tensor | None
+    """int64 [batch * Hkv * num_blocks]: rows of the cache seen as [num_blocks * Hkv, block_size * D]."""
+    first_block: int
+    """Where no index: the group's keys are the cache blocks [first_block, first_block + batch), used in place."""
+    pieces: list[Piece] = field(default_factory=list)
+
+
+class Workspace:
+    """A buffer that grows and is never given back while its owner lives: no allocation per step."""
+
+    def __init__(self) -> None:
+        self._buffer: Tensor | None = None
+
+    def take(self, size: int, like: Tensor) -> Tensor:
+        """`size` elements of the dtype and device of `like`; contents are arbitrary, the next call reuses them."""
+        held = self._buffer
+        if held is None or held.numel() < size or held.dtype != like.dtype or held.device != like.device:
+            held = self._buffer = torch.empty(size, dtype=like.dtype, device=like.device)
+        return held[:size]
+
+
+def arrange(query_lens: Sequence[int], kv_lens: Sequence[int], block_size: int, window: int | None) -> list[list[int]]:
+    """Sequence numbers in groups: single query tokens together where padding costs less than a call, others alone."""
+    decode = [s for s, (q, kv) in enumerate(zip(query_lens, kv_lens, strict=True)) if q == 1 and kv > 0]
+    spans = {s: kv_lens[s] if window is None else min(kv_lens[s], window + block_size) for s in decode}
+    decode.sort(key=lambda s: -spans[s])
+    groups: list[list[int]] = []
+    longest = 0
+    for done, sequence in enumerate(decode):
+        remaining = len(decode) - done
+        if not groups or (longest - spans[sequence]) * remaining > _GROUP_COST_TOKENS:
+            groups.append([])
+            longest = spans[sequence]
+        groups[-1].append(sequence)
+    for group in groups:
+        group.sort()
+    together = set(decode)
+    return groups + [[s] for s in range(len(query_lens)) if s not in together and query_lens[s] > 0]
+
+
+def token_order(groups: list[list[int]], query_lens: Sequence[int]) -> list[int] | None:
+    """Token numbers in the order of the groups, or None where that is the batch's own order."""
+    sequences = [s for group in groups for s in group]
+    if sequences == sorted(sequences):
+        return None
+    starts = [0]
+    for length in query_lens:
+        starts.append(starts[-1] + length)
+    return [token for s in sequences for token in range(starts[s], starts[s + 1])]
+
+
+class PagedPlan:
+    """How one ragged batch attends to a paged cache; the same for all layers with the same window.
+
+    Query rows are expected in the order of `groups` (see `token_order`).
+    """
+
+    def __init__(
+        self,
+        groups: list[list[int]],
+        query_lens: Sequence[int],
+        kv_lens: Sequence[int],
+        block_table: Tensor,
+        cache_shape: Sequence[int],
+        window: int | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.num_kv_heads, self.block_size = cache_shape[1], cache_shape[2]
+        self.window, self.dtype, self.table = window, dtype, block_table
+        self.groups: list[Group] = []
+        self.num_rows = sum(query_lens)
+        covered = row = 0
+        for sequences in groups:
+            rows = sum(query_lens[s] for s in sequences)
+            if len(sequences) > 1 or rows == 1:
+                added = self._decode_groups(sequences, kv_lens, row)
+            else:
+                added = self._chunk_group(sequences[0], rows, kv_lens[sequences[0]], row)
+            self.groups += added
+            covered += sum(piece.stop - piece.start for group in added for piece in group.pieces)
+            row += rows
+        self.complete = covered == self.num_rows
+        """Whether every query row sees at least one key."""
+
+    def _first(self, kv_len: int, q_len: int) -> int:
+        """First block that the earliest of the last `q_len` tokens sees."""
+        return 0 if self.window is None else max(0, kv_len - q_len + 1 - self.window) // self.block_size
+
+    def _decode_groups(self, sequences: list[int], kv_lens: Sequence[int], row: int) -> list[Group]:
+        size, window = self.block_size, self.window
+        lens = [kv_lens[s] for s in sequences]
+        if lens == [0]:
+            return []
+        firsts = [self._first(n, 1) for n in lens]
+        blocks = [-(-n // size) - first for n, first in zip(lens, firsts, strict=True)]
+        lows = [
+            (0 if window is None else max(0, n - window)) - first * size for n, first in zip(lens, firsts, strict=True)
+        ]
+        highs = [n - first * size for n, first in zip(lens, firsts, strict=True)]
+        if len(sequences) > 1 and max(blocks) == 1 and size >= _GROUP_COST_TOKENS:
+            # One large block a sequence (contiguous cache): reading in place beats one copy of everything.
+            return [g for i, s in enumerate(sequences) for g in self._decode_groups([s], kv_lens, row + i)]
+        group = self._gather(sequences, firsts, blocks)
+        low, high = min(lows), max(highs)
+        mask = None
+        if len(set(lows)) > 1 or len(set(highs)) > 1:
+            keys = torch.arange(low, high, device=self.table.device)
+            bounds = torch.tensor([lows, highs], device=self.table.device)[:, :, None]
+            mask = self._additive((keys >= bounds[0]) & (keys < bounds[1]))[:, None, None, :]
+        group.pieces.append(Piece(row, row + len(sequences), low, high, mask, False))
+        return [group]
+
+    def _chunk_group(self, sequence: int, q_len: int, kv_len: int, row: int) -> list[Group]:
+        row += max(0, q_len - kv_len)  # rows before the first key see nothing
+        q_len = min(q_len, kv_len)
+        if q_len == 0:
+            return []
+        first = self._first(kv_len, q_len)
+        group = self._gather([sequence], [first], [-(-kv_len // self.block_size) - first])
+        group.pieces = chunk_pieces(row, q_len, kv_len, first * self.block_size, self.window, self.dtype, self.table)
+        return [group]
+
+    def _gather(self, sequences: list[int], firsts: list[int], blocks: list[int]) -> Group:
+        device, most = self.table.device, max(blocks)
+        if len(sequences) == 1 and most == 1 and device.type == "cpu":
+            return Group(1, 1, None, int(self.table[sequences[0], firsts[0]]))
+        rows = torch.tensor(sequences, device=device)[:, None]
+        columns = torch.arange(most, device=device)
+        counts = torch.tensor([firsts, blocks], device=device)[:, :, None]
+        used = columns < counts[1]
+        # Beyond a sequence's last block stands the null block, whatever the table holds there.
+        ids = torch.where(used, self.table[rows, torch.where(used, columns + counts[0], 0)], 0).long()
+        heads = torch.arange(self.num_kv_heads, device=device)[:, None]
+        index = (ids[:, None, :] * self.num_kv_heads + heads).reshape(-1)
+        return Group(len(sequences), most, index, 0)
+
+    def _additive(self, seen: Tensor) -> Tensor:
+        return additive_mask(seen, self.dtype)
+
+    def attend(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        *,
+        scale: float,
+        workspaces: tuple[Workspace, Workspace],
+        naive: bool = False,
+        softcap: float | None = None,
+        scales: tuple[Tensor, Tensor] | None = None,
+        lse: Tensor | None = None,
+    ) -> Tensor:
+        """q [T, Hq, D] in group order -> [T, Hq, D]; fills `lse` [T, Hq] (base 2) where given."""
+        whole = self.complete and len(self.groups) == 1 and len(self.groups[0].pieces) == 1
+        out = (
+            None
+            if whole
+            else (torch.empty_like if self.complete else torch.zeros_like)(q, memory_format=torch.contiguous_format)
+        )
+        k_scale, v_scale = scales if scales is not None else (None, None)
+        for group in self.groups:
+            k = self._keys(group, k_cache, workspaces[0], q.dtype, k_scale)
+            v = self._keys(group, v_cache, workspaces[1], q.dtype, v_scale)
+            for piece in group.pieces:
+                part, part_lse = attend_piece(q, k, v, piece, scale, naive, softcap, lse is not None)
+                if lse is not None and part_lse is not None:
+                    lse[piece.start : piece.stop] = part_lse
+                if out is None:
+                    return part
+                out[piece.start : piece.stop] = part
+        assert out is not None
+        return out
+
+    def _keys(self, group: Group, cache: Tensor, space: Workspace, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
+        """The group's keys or values as [batch, Hkv, num_blocks * block_size, D]."""
+        heads, size, dim = cache.shape[1:]
+        if group.index is None:
+            pages = cache[group.first_block : group.first_block + group.batch]
+            return _dequantize(pages, None if scales is None else scales[group.first_block][None], dtype)
+        table = cache.view(-1, size * dim) if cache.is_contiguous() else cache.reshape(-1, size * dim)
+        pages = space.take(group.index.shape[0] * size * dim, cache).view(-1, size * dim)
+        torch.index_select(table, 0, group.index, out=pages)
+        pages = pages.view(group.batch, heads, group.num_blocks * size, dim)
+        if scales is not None:
+            scales = scales.reshape(-1, size).index_select(0, group.index).view(pages.shape[:3])
+        return _dequantize(pages, scales, dtype)
+
+
+def _dequantize(pages: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if scales is not None:
+        return (pages.float() * scales[..., None].float()).to(dtype)
+    return pages if pages.dtype == dtype else pages.to(dtype)
+
+
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where seen, -inf elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
+
+
+def chunk_pieces(
+    row: int,
+    q_len: int,
+    kv_len: int,
+    offset: int,
+    window: int | None,
+    dtype: torch.dtype,
+    like: Tensor,
+    causal: bool = True,
+) -> list[Piece]:
+    """Pieces for the last `q_len` of `kv_len` tokens, with keys counted from position `offset`."""
+    if window is not None and window >= kv_len:
+        window = None
+    if window is None and (q_len == kv_len or not causal):
+        return [Piece(row, row + q_len, 0, kv_len - offset, None, causal)]
+    pieces = []
+    for start in range(0, q_len, _MASKED_ROWS):
+        stop = min(start + _MASKED_ROWS, q_len)
+        first, last = kv_len - q_len + start, kv_len - q_len + stop - 1  # positions of the piece's queries
+        low = 0 if window is None else max(0, first + 1 - window)
+        high = last + 1 if causal else kv_len
+        positions = torch.arange(first, last + 1, device=like.device)[:, None]
+        keys = torch.arange(low, high, device=like.device)
+        seen = (
+            keys <= positions if causal else torch.ones(stop - start, high - low, dtype=torch.bool, device=like.device)
+        )
+        if window is not None:
+            seen &= keys > positions - window
+        mask = additive_mask(seen, dtype)[None, None]
+        pieces.append(Piece(row + start, row + stop, low - offset, high - offset, mask, False))
+    return pieces
+
+
+def attend_piece(
+    q: Tensor, k: Tensor, v: Tensor, piece: Piece, scale: float, naive: bool, softcap: float | None, want_lse: bool
+) -> tuple[Tensor, Tensor | None]:
+    """One attention call: q [T, Hq, D], k and v [batch, Hkv, S, D] -> [rows, Hq, D] and the base-2 lse [rows, Hq]."""
+    rows, kv_heads, heads, dim = piece.stop - piece.start, k.shape[1], q.shape[1], q.shape[2]
+    group = heads // kv_heads
+    q = q[piece.start : piece.stop].view(rows, kv_heads, group, dim)
+    if piece.low != 0 or piece.high != k.shape[2]:
+        k, v = k[:, :, piece.low : piece.high], v[:, :, piece.low : piece.high]
+    decode = k.shape[0] == rows
+    if not decode:  # one sequence: KV heads take the batch's place, the group's heads read the same keys
+        q = q.permute(1, 2, 0, 3)
+        k = k[0, :, None].expand(kv_heads, group, -1, dim)
+        v = v[0, :, None].expand(kv_heads, group, -1, dim)
+    if naive or softcap is not None:
+        out, lse = materialised(q, k, v, piece, scale, softcap)
+    elif want_lse and q.device.type == "cpu":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, piece.causal, attn_mask=piece.mask, scale=scale
+        )
+        lse = lse * LOG2E
+    elif want_lse:
+        out, lse = materialised(q, k, v, piece, scale, softcap)
+    else:
+        out, lse = F.scaled_dot_product_attention(q, k, v, piece.mask, 0.0, piece.causal, scale=scale), None
+    if decode:
+        return out.reshape(rows, heads, dim), None if lse is None else lse.reshape(rows, heads)
+    out = out.permute(2, 0, 1, 3).reshape(rows, heads, dim)
+    return out, None if lse is None else lse.permute(2, 0, 1).reshape(rows, heads)
+
+
+def materialised(
+    q: Tensor, k: Tensor, v: Tensor, piece: Piece, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Standard attention: the whole score matrix in memory, softmax over it, then the values."""
+    scores = torch.matmul(q, k.transpose(-1, -2)) * scale
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if piece.mask is not None:
+        scores = scores + piece.mask
+    if piece.causal:
+        ahead = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(ahead, -math.inf)
+    lse = torch.logsumexp(scores, dim=-1)
+    return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v), lse * LOG2E
+
+
+def varlen_pieces(query_lens: Sequence[int], window: int | None, dtype: torch.dtype, like: Tensor) -> list[list[Piece]]:
+    """Pieces per sequence where a batch holds whole sequences and attends to its own keys."""
+    result, row = [], 0
+    for length in query_lens:
+        result.append(chunk_pieces(row, length, length, 0, window, dtype, like) if length else [])
+        row += length
+    return result
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, pieces: list[list[Piece]], query_lens: Sequence[int], scale: float, naive: bool
+) -> Tensor:
+    """Causal attention inside each sequence: q [T, Hq, D], k and v [T, Hkv, D] -> [T, Hq, D]."""
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    row = 0
+    for length, parts in zip(query_lens, pieces, strict=True):
+        own_k, own_v = (t[row : row + length].transpose(0, 1)[None] for t in (k, v))
+        for piece in parts:
+            out[piece.start : piece.stop] = attend_piece(q, own_k, own_v, piece, scale, naive, None, False)[0]
+        row += length
+    return out
+
+
+def dense_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+    want_lse: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of [B, Sq, Hq, D] over [B, Sk, Hkv, D]; see `kernels.flash_attention`."""
+    batch, q_len, heads, _ = q.shape
+    kv_len = k.shape[1]
+    out = torch.zeros_like(q, memory_format=torch.contiguous_format)
+    wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    lse = torch.full((batch, q_len, heads), -math.inf, dtype=wide, device=q.device) if want_lse else None
+    unseen = max(0, q_len - kv_len) if causal else 0  # rows before the first key
+    rows = q_len - unseen
+    if rows == 0 or kv_len == 0:
+        return out, lse
+    pieces = chunk_pieces(unseen, rows, kv_len, 0, window, q.dtype, q, causal)
+    for b in range(batch):
+        keys, values = (t[b].transpose(0, 1)[None] for t in (k, v))
+        for piece in pieces:
+            part, part_lse = attend_piece(q[b], keys, values, piece, scale, False, softcap, want_lse)
+            out[b, piece.start : piece.stop] = part
+            if lse is not None and part_lse is not None:
+                lse[b, piece.start : piece.stop] = part_lse
+    return out, lse

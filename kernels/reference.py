@@ -1,0 +1,142 @@
+"""What every op means: short definitions in plain torch, computed in float64 or float32, slow and clear.
+
+These are the oracle that the fast versions are tested against. Nothing here is tuned and nothing is in place except
+the cache write, whose result is its effect.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+LOG2E = math.log2(math.e)
+
+
+def wide(x: Tensor) -> Tensor:
+    """The dtype that definitions compute in: float64 stays, everything else becomes float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+    y = wide(x)
+    y = y / torch.sqrt(y.square().mean(-1, keepdim=True) + eps)
+    return (y * wide(weight)).to(x.dtype)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimension."""
+    y = wide(x)
+    y = y - y.mean(-1, keepdim=True)
+    y = y / torch.sqrt(y.square().mean(-1, keepdim=True) + eps) * wide(weight)
+    return (y if bias is None else y + wide(bias)).to(x.dtype)
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the pairs (i, i + D/2) of x [T, H, D] by the angles of cos, sin [T, D/2]."""
+    first, second = wide(x).chunk(2, dim=-1)
+    c, s = wide(cos)[:, None, :], wide(sin)[:, None, :]
+    return torch.cat((first * c - second * s, second * c + first * s), dim=-1).to(x.dtype)
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up, for gate_up [..., 2 N] with the gates first."""
+    gate, up = wide(gate_up).chunk(2, dim=-1)
+    return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
+
+
+def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
+    """Write k, v [T, Hkv, D] to slots (block * block_size + offset) of the caches, in place; -1 writes nothing."""
+    block_size = k_cache.shape[2]
+    for token, slot in enumerate(slot_mapping.tolist()):
+        if slot >= 0:
+            k_cache[slot // block_size, :, slot % block_size] = k[token].to(k_cache.dtype)
+            v_cache[slot // block_size, :, slot % block_size] = v[token].to(v_cache.dtype)
+
+
+def visible(q_len: int, kv_len: int, causal: bool, window: int | None, device: torch.device | None = None) -> Tensor:
+    """bool [q_len, kv_len]: which keys each query sees; the last query stands at the last key (bottom-right)."""
+    q_pos = torch.arange(q_len, device=device)[:, None] + (kv_len - q_len)
+    k_pos = torch.arange(kv_len, device=device)[None, :]
+    seen = torch.ones(q_len, kv_len, dtype=torch.bool, device=device)
+    if causal:
+        seen &= k_pos <= q_pos
+    if window is not None:
+        seen &= k_pos > q_pos - window
+    return seen
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float | None = None, softcap: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T scale) v, where `seen`; q [Sq, Hq, D], k and v [Sk, Hkv, D] -> out, base-2 lse [Sq, Hq].
+
+    A query that sees nothing gives zeros and an lse of -inf.
+    """
+    group = q.shape[1] // k.shape[1]
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    wide_k, wide_v = (wide(t).repeat_interleave(group, dim=1) for t in (k, v))
+    scores = torch.einsum("qhd,khd->hqk", wide(q), wide_k) * scale
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen, -math.inf)
+    lse = torch.logsumexp(scores, dim=-1)
+    probs = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
+    out = torch.einsum("hqk,khd->qhd", probs, wide_v)
+    return out.to(q.dtype), lse.transpose(0, 1) * LOG2E
+
+
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Dense attention, q [B, Sq, Hq, D], k and v [B, Sk, Hkv, D]; returns out and the base-2 lse [B, Sq, Hq]."""
+    seen = visible(q.shape[1], k.shape[1], causal, window, q.device)
+    pairs = [attention(q[b], k[b], v[b], seen, scale, softcap) for b in range(q.shape[0])]
+    if not pairs:
+        return torch.empty_like(q), wide(q.new_empty(q.shape[:3]))
+    return torch.stack([out for out, _ in pairs]), torch.stack([lse for _, lse in pairs])
+
+
+def paged_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens_q: Tensor,
+    kv_lens: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Causal attention of a ragged batch over paged keys and values, one sequence after the other."""
+    out = torch.zeros_like(q)
+    lse = torch.full(q.shape[:2], -math.inf, dtype=wide(q).dtype, device=q.device)
+    starts = cu_seqlens_q.tolist()
+    for sequence, kv_len in enumerate(kv_lens.tolist()):
+        begin, end = starts[sequence], starts[sequence + 1]
+        if end == begin or kv_len == 0:
+            continue
+        blocks = block_table[sequence, : -(-kv_len // k_cache.shape[2])].long()
+        k = _tokens(k_cache, k_scale, blocks, kv_len)
+        v = _tokens(v_cache, v_scale, blocks, kv_len)
+        seen = visible(end - begin, kv_len, True, window, q.device)
+        out[begin:end], lse[begin:end] = attention(q[begin:end], k, v, seen, scale, softcap)
+    return out, lse
+
+
+def _tokens(cache: Tensor, scales: Tensor | None, blocks: Tensor, count: int) -> Tensor:
+    """The first `count` tokens of a sequence as [count, Hkv, D], scales applied."""
+    pages = wide(cache[blocks])
+    if scales is not None:
+        pages = pages * wide(scales[blocks])[..., None]
+    return pages.transpose(1, 2).flatten(0, 1)[:count]

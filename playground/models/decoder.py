@@ -1,0 +1,218 @@
+"""The one decoder-only model: a ragged batch of tokens in, logits of the rows that ask for them out.
+
+Inference only, few and large torch calls. Owns its weights and scratch buffers; knows nothing of requests, and of the
+KV cache only where to write and what to read. One thread at a time may call `forward`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.cpu import LayerNorm, RMSNorm, rope_, swiglu
+from kernels.cpu_attention import (
+    PagedPlan,
+    Piece,
+    Workspace,
+    arrange,
+    token_order,
+    varlen_attention,
+    varlen_pieces,
+)
+from playground.models.batch import ModelBatch
+from playground.models.config import DecoderConfig
+from playground.models.kv_cache import KVCache
+from playground.models.linear import Linear
+
+Norm = RMSNorm | LayerNorm
+
+ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+@dataclass(slots=True)
+class Layer:
+    """Weights of one layer; `up` holds gate and up where the MLP is gated."""
+
+    attn_norm: Norm
+    qkv: Linear
+    qk_norm: Tensor | None
+    """[Hq + Hkv, D]: the norm weight of each query and key head."""
+    out: Linear
+    mlp_norm: Norm
+    up: Linear
+    down: Linear
+    window: int | None
+
+
+@dataclass(slots=True)
+class DecoderWeights:
+    """Everything learned, in the layout that the forward wants."""
+
+    embed: Tensor
+    positions: Tensor | None
+    layers: list[Layer]
+    final_norm: Norm
+    head: Linear
+
+
+@dataclass(slots=True)
+class _Step:
+    """What one forward computes once for all layers."""
+
+    cos: Tensor | None
+    sin: Tensor | None
+    rows: Tensor | None
+    """Cache rows to write, None without a cache."""
+    plans: dict[int | None, PagedPlan]
+    pieces: dict[int | None, list[list[Piece]]]
+    query_lens: Sequence[int]
+
+
+class Decoder:
+    """A loaded model. `forward` is the only thing that it does."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        attention: Literal["sdpa", "naive"] = "sdpa",
+    ) -> None:
+        self.config, self.weights = config, weights
+        self.dtype, self.device = dtype, device
+        self.naive = attention == "naive"
+        self._rope = _RopeTable(config, dtype, device) if config.positions == "rope" else None
+        self._workspaces = (Workspace(), Workspace())
+        self._scale = config.head_dim**-0.5
+        self._windows = sorted(set(config.layer_windows), key=str)
+        self._activation = ACTIVATION_FUNCTIONS[config.activation]
+        self._swiglu = config.gated_mlp and config.activation == "silu"
+
+    @torch.inference_mode()
+    def forward(self, batch: ModelBatch, kv_cache: KVCache | None) -> Tensor:
+        """Logits [R, vocab] of `batch.logits_rows`, float32 (float64 for a float64 model).
+
+        Writes the batch's keys and values to `kv_cache`; with None, the batch holds whole sequences and attention
+        runs over their own keys and values.
+        """
+        token_ids, positions, logits_rows = batch.token_ids, batch.positions, batch.logits_rows
+        slots = batch.slot_mapping
+        groups: list[list[int]] = []
+        if kv_cache is not None:
+            window = self.config.sliding_window
+            groups = arrange(batch.query_lens, batch.kv_lens_list, kv_cache.block_size, window)
+            order = token_order(groups, batch.query_lens)
+            if order is not None:
+                permutation = torch.tensor(order, device=self.device)
+                token_ids, positions, slots = token_ids[permutation], positions[permutation], slots[permutation]
+                logits_rows = torch.argsort(permutation)[logits_rows]
+        step = self._prepare(batch, kv_cache, groups, positions, slots)
+        x = F.embedding(token_ids, self.weights.embed)
+        if self.weights.positions is not None:
+            x = x + F.embedding(positions, self.weights.positions)
+        for number, layer in enumerate(self.weights.layers):
+            x = self._attention(number, layer, x, step, kv_cache)
+            x = self._mlp(layer, x)
+        return self._logits(x, logits_rows)
+
+    __call__ = forward
+
+    def _prepare(
+        self, batch: ModelBatch, kv_cache: KVCache | None, groups: list[list[int]], positions: Tensor, slots: Tensor
+    ) -> _Step:
+        cos = sin = rows = None
+        if self._rope is not None:
+            cos, sin = self._rope.at(positions, max(batch.kv_lens_list, default=0))
+        plans: dict[int | None, PagedPlan] = {}
+        pieces: dict[int | None, list[list[Piece]]] = {}
+        if kv_cache is None:
+            for window in self._windows:
+                pieces[window] = varlen_pieces(batch.query_lens, window, self.dtype, positions)
+        else:
+            rows = kv_cache.write_rows(slots)
+            for window in self._windows:
+                plans[window] = PagedPlan(
+                    groups,
+                    batch.query_lens,
+                    batch.kv_lens_list,
+                    batch.block_table,
+                    kv_cache.k[0].shape,
+                    window,
+                    self.dtype,
+                )
+        return _Step(cos, sin, rows, plans, pieces, batch.query_lens)
+
+    def _attention(self, number: int, layer: Layer, x: Tensor, step: _Step, kv_cache: KVCache | None) -> Tensor:
+        config = self.config
+        dim, num_q = config.head_dim, config.num_heads
+        num_qk = num_q + config.num_kv_heads
+        qkv = layer.qkv(layer.attn_norm(x)).view(x.shape[0], num_qk + config.num_kv_heads, dim)
+        qk = qkv[:, :num_qk]
+        if layer.qk_norm is not None:
+            qk.copy_(F.rms_norm(qk, (dim,), None, config.norm_eps).mul_(layer.qk_norm))
+        if step.cos is not None and step.sin is not None:
+            rope_(qk, step.cos, step.sin)
+        q = qkv[:, :num_q]
+        if kv_cache is not None and step.rows is not None:
+            kv_cache.write(number, step.rows, qkv[:, num_q:])
+            out = step.plans[layer.window].attend(
+                q,
+                kv_cache.k[number],
+                kv_cache.v[number],
+                scale=self._scale,
+                workspaces=self._workspaces,
+                naive=self.naive,
+            )
+        else:
+            pieces = step.pieces[layer.window]
+            k, v = qkv[:, num_q:num_qk], qkv[:, num_qk:]
+            out = varlen_attention(q, k, v, pieces, step.query_lens, self._scale, self.naive)
+        return layer.out.plus(out.view(x.shape[0], num_q * dim), x)
+
+    def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
+        up = layer.up(layer.mlp_norm(x))
+        if self._swiglu:
+            inner = swiglu(up)
+        elif self.config.gated_mlp:
+            gate, up = up.chunk(2, dim=-1)
+            inner = self._activation(gate).mul_(up)
+        else:
+            inner = self._activation(up)
+        return layer.down.plus(inner, x)
+
+    def _logits(self, x: Tensor, rows: Tensor) -> Tensor:
+        logits = self.weights.head(self.weights.final_norm(x.index_select(0, rows)))
+        return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class _RopeTable:
+    """cos and sin by position, in the model's dtype, grown by doubling; the sign of the rotation is inside sin."""
+
+    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self._inverse = config.rope.inverse_frequencies(config.head_dim)
+        self._dtype, self._device = dtype, device
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    def at(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        """cos and signed sin [T, 1, D] of these positions, all of them below `longest`."""
+        if self._tables is None or self._tables[0].shape[0] < longest:
+            self._tables = self._build(max(1024, 1 << (max(longest, 1) - 1).bit_length()))
+        cos, sin = self._tables
+        return cos.index_select(0, positions)[:, None, :], sin.index_select(0, positions)[:, None, :]
+
+    def _build(self, length: int) -> tuple[Tensor, Tensor]:
+        angles = torch.arange(length, dtype=torch.float64)[:, None] * self._inverse[None, :]
+        cos, sin = angles.cos(), angles.sin()
+        tables = torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
+        return tables[0].to(self._device, self._dtype), tables[1].to(self._device, self._dtype)

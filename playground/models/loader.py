@@ -1,0 +1,124 @@
+"""Loads a checkpoint into a `Decoder`: folder or hub id, safetensors or random weights, any supported dtype.
+
+Every name and shape is checked before the first weight is read. Weights are then built matrix by matrix from mapped
+files, so that host memory never holds much more than the finished model.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from playground.errors import ModelLoadError
+from playground.models.checkpoint import SAFETENSORS_DTYPES, Checkpoint, some
+from playground.models.config import DecoderConfig
+from playground.models.decoder import Decoder
+from playground.models.families import tensor_shapes
+from playground.models.hub import resolve_model_path
+from playground.models.weights import DummyTensors, TensorSource, build_weights, weights_nbytes
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["LoadedModel", "load_model", "resolve_model_path"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, with where it came from and what it weighs."""
+
+    model: Decoder
+    config: DecoderConfig
+    path: Path
+    weights_bytes: int
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    load_format: str = "auto",
+    attention: Literal["sdpa", "naive"] = "sdpa",
+    sliding_window: int | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """Load a model. `dtype` None is the checkpoint's own; `sliding_window` None is the model's own.
+
+    Raises `ModelLoadError`, one sentence.
+    """
+    device, dummy = torch.device(device), load_format == "dummy"
+    path = resolve_model_path(path_or_id, revision, weights=not dummy)
+    config = DecoderConfig.from_folder(path)
+    if sliding_window is not None:
+        config = config.with_sliding_window(sliding_window)
+    dtype = usable_dtype(config.dtype if dtype is None else dtype, device)
+    if dummy:
+        weights = build_weights(config, DummyTensors(config, seed), dtype, device)
+    else:
+        with Checkpoint(path) as checkpoint:
+            weights = build_weights(config, check_names(config, checkpoint), dtype, device)
+    model = Decoder(config, weights, dtype=dtype, device=device, attention=attention)
+    size = weights_nbytes(weights)
+    logger.info("loaded %s (%s, %.1f MB, %s on %s)", path, config.architecture, size / 1e6, dtype, device)
+    return LoadedModel(model, config, path, size)
+
+
+def usable_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype that runs: float16 has no fast arithmetic on a CPU and becomes bfloat16 where that has, or float32."""
+    if dtype != torch.float16 or device.type != "cpu":
+        return dtype
+    native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    other = torch.bfloat16 if native else torch.float32
+    logger.warning("float16 is slow on a CPU: the model runs in %s instead", str(other).removeprefix("torch."))
+    return other
+
+
+def check_names(config: DecoderConfig, checkpoint: Checkpoint) -> TensorSource:
+    """Compare the checkpoint's tensors with those that the config needs; refuse missing, extra and misshapen ones."""
+    family, expected, found = config.family, tensor_shapes(config), checkpoint.entries
+    prefix = family.names.optional_prefix
+    bare = f"{family.names.embed}.weight" not in found and f"{family.names.embed.removeprefix(prefix)}.weight" in found
+    in_file = {name: name.removeprefix(prefix) if bare else name for name in expected}
+    missing = [name for name in in_file.values() if name not in found]
+    if missing:
+        raise ModelLoadError(
+            f"{checkpoint.folder} lacks {len(missing)} tensors that its config.json asks for "
+            f"({some(missing)}): the files are incomplete or belong to another config."
+        )
+    known = set(in_file.values())
+    if config.tie_embeddings:
+        known.add(f"{family.names.head}.weight")  # a copy of the embedding that some files carry
+    extra = [name for name in found if name not in known and not name.endswith(family.ignored_suffixes)]
+    if extra:
+        raise ModelLoadError(
+            f"{checkpoint.folder} has {len(extra)} tensors that {family.architecture} has no place for "
+            f"({some(extra)}): the config.json belongs to another model."
+        )
+    for name, stored in in_file.items():
+        entry = found[stored]
+        if entry.shape != expected[name]:
+            raise ModelLoadError(
+                f"{checkpoint.folder}: {stored} has shape {list(entry.shape)} where config.json asks for "
+                f"{list(expected[name])}: the config.json belongs to another model."
+            )
+        if entry.dtype not in SAFETENSORS_DTYPES:
+            raise ModelLoadError(
+                f"{checkpoint.folder}: {stored} is stored as {entry.dtype}, which is not supported: "
+                f"use one of {', '.join(SAFETENSORS_DTYPES)}."
+            )
+    return _Renamed(checkpoint, in_file)
+
+
+class _Renamed:
+    """The checkpoint under the names of the full model."""
+
+    def __init__(self, checkpoint: Checkpoint, in_file: dict[str, str]) -> None:
+        self._checkpoint, self._in_file = checkpoint, in_file
+
+    def read(self, name: str, use: Callable[[Tensor], None]) -> None:
+        self._checkpoint.read(self._in_file[name], use)

@@ -1,0 +1,134 @@
+"""Builds a decoder's weights, fused and laid out for the device, from any source of named tensors.
+
+One matrix at a time: the source's tensor is copied into its place, the finished matrix is packed, the plain one freed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from kernels.cpu import LayerNorm, RMSNorm
+from playground.models.config import DecoderConfig
+from playground.models.decoder import DecoderWeights, Layer, Norm
+from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
+from playground.models.linear import Linear
+
+
+class TensorSource(Protocol):
+    """Tensors by their checkpoint name. `use` must copy what it keeps."""
+
+    def read(self, name: str, use: Callable[[Tensor], None]) -> None: ...
+
+
+class DummyTensors:
+    """Random weights of a config's shapes: matrices scaled so that activations and logits stay near 1."""
+
+    def __init__(self, config: DecoderConfig, seed: int) -> None:
+        self._shapes = tensor_shapes(config)
+        self._order = {name: number for number, name in enumerate(self._shapes)}
+        self._transposed, self._embed = config.family.transposed, f"{config.family.names.embed}.weight"
+        self._seed = seed
+
+    def read(self, name: str, use: Callable[[Tensor], None]) -> None:
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            use(torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape))
+            return
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + self._order[name]) % 2**63)
+        inputs = shape[0] if self._transposed and name != self._embed else shape[1]
+        # bfloat16 noise halves the memory of the largest temporary and is noise all the same.
+        use(torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, inputs**-0.5, generator=generator))
+
+
+def build_weights(
+    config: DecoderConfig, source: TensorSource, dtype: torch.dtype, device: torch.device
+) -> DecoderWeights:
+    """Everything that a `Decoder` of this config needs, from tensors named as in `families`."""
+    builder, names = _Builder(config, source, dtype, device), config.family.names
+    shapes = tensor_shapes(config)
+    embed = builder.plain(f"{names.embed}.weight", shapes)
+    learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
+    layers = [builder.layer(number, shapes) for number in range(config.num_layers)]
+    if config.tie_embeddings:
+        head = Linear(embed, None, pack=False)  # packing would keep a second copy of the embedding
+    else:
+        head = Linear(builder.plain(f"{names.head}.weight", shapes), None)
+    return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
+
+
+class _Builder:
+    def __init__(self, config: DecoderConfig, source: TensorSource, dtype: torch.dtype, device: torch.device) -> None:
+        self.config, self.source, self.dtype, self.device = config, source, dtype, device
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self.dtype, device=self.device)
+
+    def plain(self, name: str, shapes: dict[str, tuple[int, ...]]) -> Tensor:
+        target = self.empty(*shapes[name])
+        self.source.read(name, lambda tensor: _copy(target, tensor))
+        return target
+
+    def norm(self, name: str, shapes: dict[str, tuple[int, ...]]) -> Norm:
+        weight = self.plain(f"{name}.weight", shapes)
+        if self.config.norm == "rms":
+            return RMSNorm(weight, self.config.norm_eps)
+        return LayerNorm(weight, self.plain(f"{name}.bias", shapes), self.config.norm_eps)
+
+    def linear(self, role: Literal["qkv", "out", "up", "down"], number: int) -> Linear:
+        """One matrix of ours from one or several of the checkpoint's, stacked along the outputs."""
+        parts = linear_parts(self.config, role)
+        total = sum(outputs for _, outputs in parts)
+        weight = self.empty(total, linear_inputs(self.config, role))
+        bias = self.empty(total) if linear_bias(self.config, role) else None
+        row = 0
+        for name, outputs in parts:
+            self._fill(f"{name.format(number)}.weight", weight[row : row + outputs])
+            if bias is not None:
+                self._fill(f"{name.format(number)}.bias", bias[row : row + outputs])
+            row += outputs
+        return Linear(weight, bias)
+
+    def _fill(self, name: str, target: Tensor) -> None:
+        turned = self.config.family.transposed and target.ndim == 2
+        self.source.read(name, lambda tensor: _copy(target, tensor.t() if turned else tensor))
+
+    def layer(self, number: int, shapes: dict[str, tuple[int, ...]]) -> Layer:
+        config, names = self.config, self.config.family.names
+        qk_norm = None
+        if config.qk_norm:
+            q_weight = self.plain(f"{names.q_norm.format(number)}.weight", shapes)
+            k_weight = self.plain(f"{names.k_norm.format(number)}.weight", shapes)
+            qk_norm = torch.cat((q_weight.expand(config.num_heads, -1), k_weight.expand(config.num_kv_heads, -1)))
+        return Layer(
+            attn_norm=self.norm(names.attn_norm.format(number), shapes),
+            qkv=self.linear("qkv", number),
+            qk_norm=qk_norm,
+            out=self.linear("out", number),
+            mlp_norm=self.norm(names.mlp_norm.format(number), shapes),
+            up=self.linear("up", number),
+            down=self.linear("down", number),
+            window=config.layer_windows[number],
+        )
+
+
+def _copy(target: Tensor, tensor: Tensor) -> None:
+    target.copy_(tensor)
+
+
+def weights_nbytes(weights: DecoderWeights) -> int:
+    """Bytes of all weights, a tied head counted once."""
+    tensors = [weights.embed] + ([] if weights.positions is None else [weights.positions])
+    linears = [] if weights.head.weight is weights.embed else [weights.head]
+    norms = [weights.final_norm]
+    for layer in weights.layers:
+        linears += [layer.qkv, layer.out, layer.up, layer.down]
+        norms += [layer.attn_norm, layer.mlp_norm]
+        tensors += [] if layer.qk_norm is None else [layer.qk_norm]
+    for norm in norms:
+        tensors.append(norm.weight)
+        bias = getattr(norm, "bias", None)
+        tensors += [] if bias is None else [bias]
+    return sum(math.prod(t.shape) * t.itemsize for t in tensors) + sum(linear.nbytes for linear in linears)
