@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -65,9 +66,7 @@ class Engine:
         )
         self.config: EngineConfig = resolve_config(given, loaded.config, loaded.path, device, dtype)
         self.model_config: DecoderConfig = loaded.config
-        self.tokenizer = load_tokenizer(loaded.path, optional=given.load_format == "dummy")
-        if self.tokenizer is not None:
-            check_vocabulary(loaded.config, self.tokenizer)
+        self.tokenizer = _load_tokenizer(loaded, given.load_format == "dummy")
         self.events = EventStream()
         self._eos_token_ids = _eos_token_ids(loaded.config, self.tokenizer)
         self._prompts = PromptReader(self.tokenizer, loaded.config.vocab_size, self._max_model_len)
@@ -276,6 +275,15 @@ class Engine:
     def __del__(self) -> None:
         if getattr(self, "_core", None) is not None and hasattr(self, "_loop"):
             self.close()
+
+
+def _load_tokenizer(loaded: LoadedModel, optional: bool) -> Any | None:
+    """The model's tokenizer; None only for a dummy model without one, which then takes token ids."""
+    if optional and not any((loaded.path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
+        return None
+    tokenizer = load_tokenizer(loaded.path)
+    check_vocabulary(loaded.config, tokenizer)
+    return tokenizer
 
 
 def _eos_token_ids(config: DecoderConfig, tokenizer: object | None) -> frozenset[int]:

@@ -52,12 +52,10 @@ class EngineLoop:
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self._inbox or self._closing or core.has_work)
-                commands = list(self._inbox)
-                self._inbox.clear()
                 closing = self._closing
             try:
-                for command in commands:
-                    command(core)
+                while self._inbox:  # kept in no variable: a command holds on to the engine that posted it
+                    self._inbox.popleft()(core)
                 if closing:
                     core.fail_all(CLOSED)
                     return

@@ -32,11 +32,24 @@ class TextStream(Protocol):
 
 
 def text_stream(tokenizer: Any, prompt_token_ids: Sequence[int]) -> TextStream:
-    """A stream for the tokens that follow this prompt; `tokenizer` is a fast transformers tokenizer."""
+    """A stream for the tokens that follow this prompt; `tokenizer` is a fast transformers tokenizer, or None for a model
+    without one, whose output has no text."""
+    if tokenizer is None:
+        return NoText()
     table = _tables.get(tokenizer)
     if table is None:
         table = _tables[tokenizer] = TokenTable(tokenizer.backend_tokenizer)
     return ByteStream(table, prompt_token_ids) if table.kind else WindowStream(table, prompt_token_ids)
+
+
+class NoText:
+    """The stream of a model without a tokenizer."""
+
+    def feed(self, token_id: int) -> str:
+        return ""
+
+    def finish(self) -> str:
+        return ""
 
 
 class TokenTable:

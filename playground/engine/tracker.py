@@ -26,7 +26,7 @@ class SampleTracker:
         self.first_token_ns: int | None = None
         self.last_token_ns: int | None = None
         self.inter_token_ns: list[int] = []
-        self.cumulative_logprob = 0.0
+        self._num_sent = 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.error: str | None = None
         if request.params.prompt_logprobs is not None:
@@ -39,28 +39,28 @@ class SampleTracker:
         elif self.last_token_ns is not None:
             self.inter_token_ns.append(now_ns - self.last_token_ns)
         self.last_token_ns = now_ns
-        logprobs = (token.logprob,) if token.logprob is not None else ()
-        text = self.detokenizer.append([token.token_id], list(logprobs))
-        reason = self._finish_reason(token.token_id)
-        if reason is None:
-            self.group.handle._put(Delta(text, (token.token_id,), self.index, logprobs))
+        text = self.detokenizer.append([token.token_id], [token.logprob] if token.logprob is not None else [])
+        if self.detokenizer.stopped:  # before the length: a stop that comes with the last token is still a stop
+            reason: FinishReason | None = "stop"
         else:
+            reason = "length" if self.request.num_tokens >= self.request.max_total_tokens else None
+        if reason is not None:
             text += self.detokenizer.finish()
-            self.group.handle._put(Delta(text, (token.token_id,), self.index, logprobs, reason))
+        self._send(text, reason)
         return reason
 
-    def _finish_reason(self, token_id: int) -> FinishReason | None:
-        params = self.request.params
-        is_eos = token_id in self.group.eos_token_ids and not params.ignore_eos
-        if is_eos or token_id in params.stop_token_ids or self.detokenizer.stopped:
-            return "stop"
-        return "length" if self.request.num_tokens >= self.request.max_total_tokens else None
+    def _send(self, text: str, reason: FinishReason | None, error: str | None = None) -> None:
+        """Tell the caller; tokens that a stop string could still take away are told later."""
+        start, self._num_sent = self._num_sent, self.detokenizer.num_released_tokens
+        tokens = tuple(self.detokenizer.token_ids[start : self._num_sent])
+        logprobs = tuple(self.detokenizer.logprobs[start : self._num_sent])
+        if text or tokens or reason is not None:
+            self.group.handle._put(Delta(text, tokens, self.index, logprobs, reason, error))
 
     def end_early(self, reason: FinishReason, error: str | None = None) -> None:
         """Send the last delta of a sample that no token ended: an abort or an error."""
         self.error = error
-        text = self.detokenizer.finish()
-        self.group.handle._put(Delta(text, (), self.index, (), reason, error))
+        self._send(self.detokenizer.finish(), reason, error)
 
     def sample(self) -> Sample:
         reason = self.request.finish_reason

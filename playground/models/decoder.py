@@ -178,7 +178,7 @@ class Decoder:
             pieces = step.pieces[layer.window]
             k, v = qkv[:, num_q:num_qk], qkv[:, num_qk:]
             out = varlen_attention(q, k, v, pieces, step.query_lens, self._scale, self.naive)
-        return layer.out.plus(out.view(x.shape[0], num_q * dim), x)
+        return layer.out.plus(out.reshape(x.shape[0], num_q * dim), x)
 
     def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
         up = layer.up(layer.mlp_norm(x))
@@ -192,6 +192,9 @@ class Decoder:
         return layer.down.plus(inner, x)
 
     def _logits(self, x: Tensor, rows: Tensor) -> Tensor:
+        if rows.shape[0] == 0:
+            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+            return x.new_empty((0, self.config.vocab_size), dtype=dtype)
         logits = self.weights.head(self.weights.final_norm(x.index_select(0, rows)))
         return logits if logits.dtype == torch.float64 else logits.float()
 

@@ -1,0 +1,42 @@
+"""An engine over the tiny model in float64, where no tie can hide a fault."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from playground import Engine, EngineConfig
+
+EngineFactory = Callable[..., Engine]
+
+
+@pytest.fixture
+def make_engine(tiny_model: Path) -> Iterator[EngineFactory]:
+    """`make_engine(**fields)` builds an engine on the CPU that is closed when the test ends."""
+    engines: list[Engine] = []
+
+    def make(**fields: Any) -> Engine:
+        defaults = {
+            "model": str(tiny_model),
+            "device": "cpu",
+            "dtype": "float64",
+            "max_model_len": 128,
+            "max_num_seqs": 8,
+            "num_kv_blocks": 64,
+            "block_size": 4,
+        }
+        if fields.get("kv_cache") == "none":
+            del defaults["num_kv_blocks"]  # refused there, since it would mean nothing
+        engine = Engine(EngineConfig(**{**defaults, **fields}))
+        engines.append(engine)
+        return engine
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def engine(make_engine: EngineFactory) -> Engine:
+    return make_engine()
