@@ -1,0 +1,77 @@
+"""Checkpoints of a training run: weights (safetensors), optimizer state and counters, in one folder per step.
+
+A folder is written under a temporary name and renamed, so a crash never leaves a half checkpoint that looks whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from playground.errors import ConfigError
+from playground.training.model import TrainableLlama
+
+KEEP = 2
+
+
+@dataclass
+class Progress:
+    """Where a run stands; with the config it determines the next batch and learning rate."""
+
+    step: int = 0
+    tokens: int = 0
+    active_seconds: float = 0.0
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+
+def save_checkpoint(
+    output_dir: Path, model: TrainableLlama, optimizer: torch.optim.Optimizer, progress: Progress
+) -> Path:
+    final = output_dir / f"checkpoint-{progress.step:07d}"
+    partial = output_dir / f".partial-{progress.step:07d}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = {name: p.detach().float().cpu().contiguous() for name, p in model.named_weights().items()}
+    save_file(weights, partial / "model.safetensors")
+    torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+    (partial / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    for old in checkpoints(output_dir)[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(p for p in output_dir.glob("checkpoint-*") if (p / "progress.json").is_file())
+
+
+def load_checkpoint(folder: Path, model: TrainableLlama, optimizer: torch.optim.Optimizer) -> Progress:
+    load_weights(folder, model)
+    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu"))
+    return Progress(**json.loads((folder / "progress.json").read_text()))
+
+
+def load_weights(source: Path, model: TrainableLlama) -> None:
+    """Weights from a checkpoint folder, a run's output folder (its newest checkpoint) or a Hugging Face folder."""
+    found = checkpoints(source)
+    folder = found[-1] if found else source
+    if not (folder / "model.safetensors").is_file():
+        raise ConfigError(f"no weights in {source}; give a run's output_dir, a checkpoint or a model folder.")
+    weights = load_file(folder / "model.safetensors")
+    for name, parameter in model.named_weights().items():
+        if name not in weights or weights[name].shape != parameter.shape:
+            had = tuple(weights[name].shape) if name in weights else "nothing"
+            raise ConfigError(
+                f"{folder} does not fit the configured model: {name} should be {tuple(parameter.shape)}, is {had}."
+            )
+    model.load_named_weights(weights)

@@ -1,0 +1,110 @@
+"""A seeded grammar of short children's stories: hero, wish, trouble, helper, ending, in several plots.
+
+Every story mentions what the request names and comes to an end. It makes no claim to art: it teaches a tiny model that
+the subject of a request is the subject of the story, also when the subject is a toaster.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from playground.training.words import (
+    ADJECTIVES,
+    ANIMALS,
+    BOY_NAMES,
+    COLOURS,
+    FOODS,
+    GIRL_NAMES,
+    PEOPLE,
+    PLACES,
+    THINGS,
+    read_text,
+)
+
+_TEXT = read_text("stories.toml")
+_SHE, _HE = set(_TEXT["she_nouns"]), set(_TEXT["he_nouns"])
+
+
+@dataclass(frozen=True)
+class Hero:
+    noun: str
+    adjective: str
+    name: str
+    she: str
+    her: str
+    object: str
+
+    @property
+    def full(self) -> str:
+        return f"{self.adjective} {self.noun}".strip()
+
+
+def article(phrase: str) -> str:
+    return ("an " if phrase[0].lower() in "aeiou" else "a ") + phrase
+
+
+def make_hero(rng: random.Random, noun: str | None = None) -> Hero:
+    noun = noun or rng.choice(rng.choice([ANIMALS, THINGS, PEOPLE]))
+    if noun in _SHE or (noun not in _HE and rng.random() < 0.5):
+        pronouns, names = ("she", "her", "her"), GIRL_NAMES
+    else:
+        pronouns, names = ("he", "his", "him"), BOY_NAMES
+    name = rng.choice(names)
+    if rng.random() < 0.25:
+        name = "".join(rng.choice(_TEXT["syllables"]) for _ in range(rng.choice([2, 2, 3]))).capitalize()
+    return Hero(noun, rng.choice(ADJECTIVES), name, *pronouns)
+
+
+def grammar_story(rng: random.Random) -> tuple[str, str]:
+    """(what the request names, the story)."""
+    hero = make_hero(rng)
+    helper = rng.choice([w for w in ANIMALS + PEOPLE if w != hero.noun])
+    second = rng.choice([w for w in ANIMALS + THINGS + PEOPLE if w != hero.noun])
+    looks = rng.sample(_TEXT["looks"], 4)
+    phrase, sentence, plot = rng.choice(_TEXT["traits"])
+    thing = rng.choice([t for t in THINGS if t != hero.noun])
+    place = rng.choice(PLACES)
+    words = {
+        "name": hero.name,
+        "Name": hero.name,
+        "she": hero.she,
+        "She": hero.she.capitalize(),
+        "her": hero.her,
+        "Her": hero.her.capitalize(),
+        "object": hero.object,
+        "a_full": article(hero.full),
+        "A_noun": article(hero.noun).capitalize(),
+        "place": place,
+        "Place_cap": place[0].upper() + place[1:],
+        "food": rng.choice(FOODS),
+        "deed": rng.choice(_TEXT["deeds"]),
+        "fear": rng.choice(_TEXT["fears"]),
+        "thing": thing,
+        "article_thing": article(thing),
+        "colour": rng.choice(COLOURS),
+        "helper": helper,
+        "helper_a": article(helper),
+        "Helper_a_cap": article(helper).capitalize(),
+        "second": second,
+        "second_a": article(second),
+        "friend": second if plot == "meet" else helper,
+        **{f"look{i}": look for i, look in enumerate(looks, 1)},
+    }
+    words["trait"] = sentence.format(**words)
+    opening = rng.choice(_TEXT["openings"]).format(**words)
+    body = rng.choice(_TEXT["plots"][plot]).format(**words)
+    ending = rng.choice(_TEXT["endings"]).format(**words)
+    return _subject(rng, hero, phrase.format(**words), words, plot), f"{opening}\n\n{body}\n\n{ending}"
+
+
+def _subject(rng: random.Random, hero: Hero, phrase: str, words: dict[str, str], plot: str) -> str:
+    who = article(rng.choice([hero.noun, hero.full]))
+    if plot == "meet":
+        return rng.choice([f"{who} {phrase}", f"{hero.name} {phrase}", f"{hero.name} the {hero.noun} {phrase}"])
+    options = [who, f"{who} named {hero.name}", f"{hero.name} the {hero.noun}", hero.name, f"{who} {words['place']}"]
+    options += [f"{who} {phrase}", f"{who} {phrase}", f"{who} named {hero.name} {phrase}"]
+    options += [f"{who} and {words['helper_a']}", f"{hero.name} and {words['helper_a']}"]
+    if plot in ("lost", "found"):
+        options += [f"{who} and {words['article_thing']}", f"{hero.name} and {words['article_thing']}"] * 2
+    return rng.choice(options)

@@ -1,0 +1,28 @@
+"""Word lists of the template generator and of name swapping, read from text/words.toml next to this file."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+
+def read_text(name: str) -> dict[str, Any]:
+    """One of the TOML files below text/."""
+    return tomllib.loads((Path(__file__).parent / "text" / name).read_text(encoding="utf-8"))
+
+
+_WORDS: dict[str, list[str]] = read_text("words.toml")
+
+GIRL_NAMES = _WORDS["girl_names"]
+BOY_NAMES = _WORDS["boy_names"]
+NAMES = GIRL_NAMES + BOY_NAMES
+ANIMALS = _WORDS["animals"]
+THINGS = _WORDS["things"]
+PEOPLE = _WORDS["people"]
+ADJECTIVES = _WORDS["adjectives"]
+PLACES = _WORDS["places"]
+FOODS = _WORDS["foods"]
+COLOURS = _WORDS["colours"]
+HOBBIES = _WORDS["hobbies"]
+COUNTABLE = _WORDS["countable"]
