@@ -4,6 +4,7 @@ Each field's `description` says what is allowed ("a number from 0 to 1"); the me
 user reads and the range that is checked stand in one place.
 """
 
+import difflib
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -38,7 +39,10 @@ class Validated(BaseModel):
         first = error.errors(include_url=False)[0]
         where = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
-            return f"{cls.__name__} has no field {where!r}; its fields are {', '.join(cls.model_fields)}."
+            close = difflib.get_close_matches(where, cls.model_fields, n=1)
+            return f"{cls.__name__} has no field {where!r}: " + (
+                f"did you mean {close[0]!r}?" if close else f"its fields are {', '.join(cls.model_fields)}."
+            )
         if first["type"] == "value_error":  # our own validators already speak in sentences
             return str(first["ctx"]["error"]) if "ctx" in first else first["msg"]
         field = cls.model_fields.get(where)

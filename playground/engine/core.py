@@ -87,6 +87,7 @@ class EngineCore:
             (ended - started) - (scheduled_at - started) - result.prepare_ns - result.forward_ns - result.sample_ns
         )
         num_prompt = self._count_prompt_tokens(output)
+        self._publish_stats()
         self._record_rate(ended, ended - started, num_prompt, len(emitted))
         if self.events.active:
             slices = tuple(
@@ -97,7 +98,6 @@ class EngineCore:
                 started, scheduled_at - started, result, max(0, post_ns), output, slices, num_prompt
             )
             self._pending.append(step)
-        self._publish_stats()
         self._flush_events()
 
     def _note_admissions(self, output: SchedulerOutput, now_ns: int) -> None:

@@ -152,7 +152,7 @@ def test_a_stop_string_cuts_text_and_tokens(engine):
 
 
 def test_logprobs_are_those_of_transformers(engine, tiny_model):
-    """Within 1e-7: transformers computes its rotary angles in float32 whatever the model's type."""
+    """Within 1e-6: transformers computes its rotary angles in float32 whatever the model's type."""
     from transformers import AutoModelForCausalLM
 
     params = SamplingParams(temperature=0, max_tokens=6, logprobs=3, prompt_logprobs=2, ignore_eos=True)
@@ -163,13 +163,13 @@ def test_logprobs_are_those_of_transformers(engine, tiny_model):
     num_prompt = len(result.prompt_token_ids)
     for i, entry in enumerate(result.logprobs):
         row = logprobs[num_prompt + i - 1]
-        assert entry.logprob == pytest.approx(row[ids[num_prompt + i]].item(), abs=1e-7)
+        assert entry.logprob == pytest.approx(row[ids[num_prompt + i]].item(), abs=1e-6)
         assert [t for t, _ in entry.top] == row.topk(3).indices.tolist()
         assert entry.rank == 1
     assert result.prompt_logprobs[0] is None and len(result.prompt_logprobs) == num_prompt
     for i, entry in enumerate(result.prompt_logprobs[1:], start=1):
         assert entry.token_id == ids[i]
-        assert entry.logprob == pytest.approx(logprobs[i - 1, ids[i]].item(), abs=1e-7)
+        assert entry.logprob == pytest.approx(logprobs[i - 1, ids[i]].item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("budget", [1, 3, 64])
