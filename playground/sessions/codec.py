@@ -63,8 +63,12 @@ def config_id(json_text: str) -> str:
 
 
 def clean_text(text: str) -> str:
-    """The text as SQLite can hold it: half surrogate pairs, which have no UTF-8 form, become the replacement mark."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    """The text as SQLite can hold it: half a surrogate pair, which has no UTF-8 form, becomes the replacement mark."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def title_from(text: str) -> str:

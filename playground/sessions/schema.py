@@ -19,7 +19,8 @@ from playground.sessions.errors import StorageError
 SCHEMA_REVISION = "0001"
 """The newest revision in `migrations/versions`; a test holds them equal. Saves importing Alembic at every start."""
 APPLICATION_ID = 0x50_4C_47_44  # "PLGD" in the file's header: what `file` and other tools show
-MIGRATION_WAIT_MS = 30_000
+MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATION_WAIT_MS = 10_000
 
 _alembic_lock = threading.Lock()  # Alembic's `op` and `context` are one per process
 
@@ -81,8 +82,7 @@ def alembic_config(connection: Connection | None = None) -> Any:
     from alembic.config import Config
 
     config = Config()
-    folder = str(Path(__file__).parent / "migrations")
-    config.set_main_option("script_location", folder.replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.set_main_option("file_template", "r%%(rev)s_%%(slug)s")
     if connection is not None:
         config.attributes["connection"] = connection
