@@ -15,6 +15,7 @@ import typer
 from playground.bench.command import bench_app
 from playground.errors import ConfigError, PlaygroundError
 from playground.terminal import printable, run
+from playground.ui.launch import command as serve_command
 
 if TYPE_CHECKING:
     from playground.engine.engine import Engine
@@ -32,6 +33,7 @@ app = typer.Typer(
     help="A real LLM inference engine, every part of which can be watched, switched off and measured.",
 )
 app.add_typer(bench_app, name="bench")
+app.command("serve", epilog="Example: playground serve --port 7861 --model ./my-model")(serve_command)
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Folder or hub id. Default: the bundled model.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

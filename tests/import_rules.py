@@ -21,7 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"playground.compression", "playground.telemetry", "playground.info"}),
     frozenset({"playground.bench", "playground.sessions"}),
     frozenset({"playground.ui", "playground.server"}),
-    frozenset({"playground.cli", "app", "playground.__main__"}),
+    frozenset({"playground.cli", "app"}),
+    frozenset({"playground.__main__"}),
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
@@ -33,7 +34,7 @@ RESERVED = {
     "sqlmodel": ("playground.sessions",),
     "sqlalchemy": ("playground.sessions",),
     "alembic": ("playground.sessions",),
-    "typer": ("playground.cli", "playground.bench"),
+    "typer": ("playground.cli", "playground.bench", "playground.ui"),
 }
 
 

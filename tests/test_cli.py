@@ -1,16 +1,19 @@
 """The command line as a user meets it: real processes, real output, and errors of one line."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from playground.cli import parse_switches
+from playground.cli import main, parse_switches
 from playground.errors import ConfigError
 from playground.terminal import printable
 
@@ -24,11 +27,30 @@ def playground(*arguments: str, stdin: bytes = b"", timeout: float = 120) -> sub
     )
 
 
-def refusal(done: subprocess.CompletedProcess[bytes]) -> str:
-    """The one line that an error is: no traceback, nothing on standard output, exit status 1."""
-    text = done.stderr.decode()
-    assert done.returncode == 1, text
-    assert done.stdout == b""
+def run_main(*arguments: str) -> str:
+    """Standard output of the command, run in this process: a new one would import torch again."""
+    out = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out):
+        patch.setattr(sys, "argv", ["playground", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert ended.value.code == 0
+    return out.getvalue()
+
+
+def refusal(*arguments: str) -> str:
+    """The one line that a mistake gets, with nothing on standard output and exit status 1."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["playground", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+    assert (ended.value.code, out.getvalue()) == (1, "")
+    return one_line(err.getvalue())
+
+
+def one_line(text: str) -> str:
+    """The one line that an error is, without a traceback."""
     assert text.count("\n") == 1 and text.startswith("playground: "), text
     return text
 
@@ -57,31 +79,37 @@ def test_generate_streams_the_text_and_reports_on_standard_error(tiny_model: Pat
     streamed = playground("generate", "--prompt", "hello", *options)
     assert streamed.returncode == 0, streamed.stderr.decode()
     assert b"[5 tokens, 5 in the prompt, first after " in streamed.stderr
-    as_json = playground("generate", "--prompt", "hello", *options, "--json")
-    result = json.loads(as_json.stdout)
+    result = json.loads(run_main("generate", "--prompt", "hello", *options, "--json"))
     assert streamed.stdout.decode() == result["text"] + "\n"
     assert result["finish_reason"] == "length" and len(result["token_ids"]) == 5
     assert result["metrics"]["num_prompt_tokens"] == 5 and result["metrics"]["time_to_first_token"] > 0
-    assert result["config"]["dtype"] == "float32" and "auto" not in result["config"].values()
+    assert result["config"]["dtype"] == "float32" and result["config"]["device"] == "cpu"
 
 
-def test_generate_reads_the_prompt_from_standard_input_and_applies_the_chat_template(tiny_model: Path) -> None:
-    options = ["--model", str(tiny_model), "--max-tokens", "1", "--ignore-eos", "--json"]
-    plain = json.loads(playground("generate", "--prompt", "-", *options, stdin=b"hello").stdout)
-    assert plain["metrics"]["num_prompt_tokens"] == 5
-    chat = json.loads(playground("generate", "--prompt", "-", "--chat", *options, stdin=b"hello").stdout)
-    templated = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
-    special = templated.count("<|")
-    assert chat["metrics"]["num_prompt_tokens"] == len(templated) - special * len("<|im_start|>") + special + 2
-    system = json.loads(playground("generate", "-p", "hello", "--chat", "--system", "hi", *options).stdout)
-    assert system["metrics"]["num_prompt_tokens"] > chat["metrics"]["num_prompt_tokens"]
+def test_generate_reads_the_prompt_from_standard_input(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("h\u00e9".encode())))
+    result = run_main("generate", "--prompt", "-", "--model", str(tiny_model), "--max-tokens", "1", "--json")
+    assert json.loads(result)["metrics"]["num_prompt_tokens"] == len("h\u00e9".encode())
+
+
+def test_chat_puts_the_prompt_and_the_system_prompt_through_the_template(tiny_model: Path) -> None:
+    options = ["--model", str(tiny_model), "--max-tokens", "1", "--json", "--chat", "--prompt", "hello"]
+    user, reply = "<|im_start|>user\nhello<|im_end|>\n", "<|im_start|>assistant\n"
+    system = "<|im_start|>system\nhi<|im_end|>\n"
+
+    def tokens(text: str) -> int:  # every byte is a token, and so is every special token
+        return len(re.sub(r"<\|\w+\|>", "#", text))
+
+    def prompt_tokens(*arguments: str) -> int:
+        return json.loads(run_main("generate", *arguments))["metrics"]["num_prompt_tokens"]
+
+    assert prompt_tokens(*options) == tokens(user + reply)
+    assert prompt_tokens(*options, "--system", "hi") == tokens(system + user + reply)
 
 
 def test_a_switch_of_the_engine_can_be_set(tiny_model: Path) -> None:
     options = ["--model", str(tiny_model), "--max-tokens", "1", "--json", "-p", "hello"]
-    config = json.loads(playground("generate", *options, "--set", "block_size=8", "--set", "kv_cache=none").stdout)[
-        "config"
-    ]
+    config = json.loads(run_main("generate", *options, "--set", "block_size=8", "--set", "kv_cache=none"))["config"]
     assert (config["block_size"], config["kv_cache"]) == (8, "none")
 
 
@@ -97,22 +125,23 @@ def test_a_switch_of_the_engine_can_be_set(tiny_model: Path) -> None:
         (["train", "/no/such/config.toml"], "no training config at /no/such/config.toml"),
         (["bench", "engine", "--peer", "nobody"], "--peer 'nobody' is not known: give transformers or none"),
         (["bench", "engine", "--quick", "--models", "/no/such"], "model '/no/such' is neither"),
-        (["bench", "engine", "--quick", "--dtypes", "int3"], "--dtypes 'int3' is not known"),
+        (["bench", "engine", "--quick", "--dtypes", "int3"], "--dtypes 'int3' is not known: give some of bfloat16"),
         (["bench", "engine", "--quick", "--json", "/no/such/file.json"], "the folder /no/such does not exist"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_mistake_gets_one_line_that_says_what_to_do(arguments: list[str], says: str) -> None:
-    assert says in refusal(playground(*arguments))
+    assert says in refusal(*arguments)
 
 
-def test_a_prompt_that_is_not_text_gets_one_line(tiny_model: Path) -> None:
-    done = playground("generate", "--prompt", "-", "--model", str(tiny_model), stdin=b"\xff\xfe")
-    assert "standard input is not UTF-8 text (byte 0)" in refusal(done)
+def test_a_prompt_that_is_not_text_gets_one_line() -> None:
+    done = playground("generate", "--prompt", "-", stdin=b"\xff\xfe")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert "standard input is not UTF-8 text (byte 0)" in one_line(done.stderr.decode())
 
 
 def test_an_empty_prompt_gets_one_line(tiny_model: Path) -> None:
-    assert "prompt" in refusal(playground("generate", "--prompt", "", "--model", str(tiny_model)))
+    assert "prompt" in refusal("generate", "--prompt", "", "--model", str(tiny_model))
 
 
 def test_ctrl_c_ends_the_reply_keeps_its_text_and_says_so(tmp_path: Path) -> None:
@@ -144,15 +173,18 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tiny_model: Path) -> N
 
 
 def test_info_tells_versions_devices_kernels_and_models() -> None:
-    data = json.loads(playground("info", "--json").stdout)
+    data = json.loads(run_main("info", "--json"))
     assert set(data) == {"versions", "machine", "gpus", "kernels", "models"}
     assert data["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert data["machine"]["cores_usable"] >= 1 and data["machine"]["memory_bytes"] > 0
     assert {"paged_attention", "flash_attention"} <= {choice["op"] for choice in data["kernels"]}
     assert all(choice["backend"] and choice["reason"] for choice in data["kernels"])
     assert [model["name"] for model in data["models"] if model["default"]] == ["storyteller"]
-    text = playground("info").stdout.decode()
-    for title in ("This machine", "Kernels", "Bundled models", "storyteller"):
+
+
+def test_info_shows_the_same_as_tables() -> None:
+    text = run_main("info")
+    for title in ("This machine", "Kernels", "Bundled models", "paged_attention", "storyteller"):
         assert title in text
 
 

@@ -102,6 +102,6 @@ def test_every_picture_and_file_that_the_readme_links_to_is_there() -> None:
 
 
 def test_the_readme_lists_every_environment_variable_that_the_code_reads() -> None:
-    pattern = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\(|envvar=)\s*["']([A-Z][A-Z0-9_]+)["']""")
+    pattern = re.compile(r"""(?:environ(?:\.get\(|\[)|getenv\(|envvar=)\s*["']([A-Z][A-Z0-9_]+)["'](?!\]\s*=[^=])""")
     used = {name for source in read_tree(ROOT).values() for name in pattern.findall(source)}
     assert {name for name in used if f"`{name}`" not in README} == set()

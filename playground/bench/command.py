@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
+from playground.bench.workload import full_plan, quick_plan
 from playground.errors import ConfigError
+
+PEERS = ("transformers", "none")
+DTYPES = ("bfloat16", "float32", "float16")
 
 bench_app = typer.Typer(
     name="bench",
@@ -36,24 +40,23 @@ def engine(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything here.")] = None,
 ) -> None:
     """Measure first-token time and decode speed against transformers on the same weights, and the time of a step."""
-    from rich.console import Console
-
-    from playground.bench.engine import Peer, run_benchmark
-    from playground.bench.report import render
-    from playground.bench.workload import full_plan, quick_plan
-
-    if peer not in get_args(Peer):
-        raise ConfigError(f"--peer {peer!r} is not known: give {' or '.join(get_args(Peer))}.")
-    chosen_dtypes = _listed(dtypes)
-    for dtype in chosen_dtypes:
-        if dtype not in ("bfloat16", "float32", "float16"):
-            raise ConfigError(f"--dtypes {dtype!r} is not known: give bfloat16, float32 or float16.")
+    if peer not in PEERS:
+        raise ConfigError(f"--peer {peer!r} is not known: give {' or '.join(PEERS)}.")
+    for dtype in _listed(dtypes):
+        if dtype not in DTYPES:
+            raise ConfigError(f"--dtypes {dtype!r} is not known: give some of {', '.join(DTYPES)}.")
     if json_file is not None and not json_file.resolve().parent.is_dir():
         raise ConfigError(f"--json {json_file}: the folder {json_file.resolve().parent} does not exist; make it first.")
-    plan = (quick_plan if quick else full_plan)(_listed(models), chosen_dtypes, repeats)
+    plan = (quick_plan if quick else full_plan)(_listed(models), _listed(dtypes), repeats)
+
+    from rich.console import Console
+
+    from playground.bench.engine import run_benchmark
+    from playground.bench.report import render
+
     progress = Console(stderr=True)
     with progress.status("starting") as status:
-        data = run_benchmark(plan, peer, threads, say=status.update).to_dict()  # type: ignore[arg-type]
+        data = run_benchmark(plan, peer, threads, say=status.update).to_dict()
     if json_file is not None:
         json_file.write_text(json.dumps(data, indent=2, ensure_ascii=False), encoding="utf-8")
     render(data)

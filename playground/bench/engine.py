@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from playground import info
 from playground.bench.runners import EngineRunner, Run, Runner, TransformersRunner
@@ -19,12 +19,11 @@ from playground.bench.stats import Comparison, compare, decode_rate
 from playground.bench.steps import OVERHEAD_TARGET, StepSplit, split
 from playground.bench.workload import Batch, Plan, model_folder, random_prompt, read_shape
 
-Peer = Literal["transformers", "none"]
 Say = Callable[[str], None]
 TTFT_REACH = 1.0
 
 DEFINITIONS = {
-    "time to first token": "One request, one token: from submit to the answer. Token ids go in: nobody tokenizes.",
+    "first token": "One request, one token: from submit to the answer. Token ids go in: nobody tokenizes.",
     "decode": "Useful tokens per second from the moment when every request has its first token until the last one.",
     "whole run": "Useful tokens per second from submit to the last token, prefill included.",
     "useful token": "A token that a request asked for. The padded batch runs until its longest request has ended; "
@@ -74,7 +73,7 @@ class Result:
     """Everything that one run of the benchmark found."""
 
     plan: Plan
-    peer: Peer
+    peer: str
     rows: list[Row] = field(default_factory=list)
     steps: list[dict[str, Any]] = field(default_factory=list)
     agreement: list[dict[str, Any]] = field(default_factory=list)
@@ -94,7 +93,7 @@ class Result:
         }
 
 
-def run_benchmark(plan: Plan, peer: Peer = "transformers", threads: int | None = None, say: Say = print) -> Result:
+def run_benchmark(plan: Plan, peer: str = "transformers", threads: int | None = None, say: Say = print) -> Result:
     """Measure every model and dtype of the plan; `say` gets one line of progress at a time."""
     import torch
 
@@ -120,7 +119,7 @@ def _measure_model(result: Result, model: str, folder: Path, dtype: str, say: Sa
 
 
 @contextmanager
-def _sides(folder: Path, dtype: str, plan: Plan, peer: Peer, max_len: int) -> Iterator[dict[str, Runner]]:
+def _sides(folder: Path, dtype: str, plan: Plan, peer: str, max_len: int) -> Iterator[dict[str, Runner]]:
     sides: dict[str, Runner] = {"ours": EngineRunner(folder, dtype, plan, max_len)}
     try:
         if peer == "transformers":
@@ -149,8 +148,8 @@ class _Bench:
     def first_tokens(self) -> None:
         for wanted in self.result.plan.first_token_prompts:
             length = min(wanted, self.max_len - 1)  # the bundled model ends where a long prompt would just fit
-            row = self._row("time to first token", f"{length}-token prompt", "s", TTFT_REACH)
-            for runs in self._alternate([length], [1], row.case):
+            row = self._row("first token", f"{length} in", "s", TTFT_REACH)
+            for runs in self._alternate([length], [1], f"first token, {row.case}"):
                 for name, run in runs.items():
                     getattr(row, name).append(run.seconds)
 

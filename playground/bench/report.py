@@ -5,6 +5,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+STEP_PARTS = {
+    "schedule": "choose the requests",
+    "prepare": "build the batch",
+    "forward": "run the model",
+    "sample": "draw the tokens",
+    "post": "register, finish, stream",
+    "between": "until the next step starts",
+}
+
 
 def render(data: dict[str, Any], console: Console | None = None) -> None:
     """Print `Result.to_dict()`."""
@@ -17,67 +26,57 @@ def render(data: dict[str, Any], console: Console | None = None) -> None:
         f"{versions['torch']}, transformers {versions['transformers']}, commit {versions['commit'] or '—'}",
         highlight=False,
     )
-    console.print(_comparison(data["rows"]))
-    console.print(_steps(data["steps"]))
-    for line in data["agreement"]:
-        console.print(
-            f"{line['model']} {line['dtype']}, {line['case']}: the peer's very tokens in {line['identical']} of "
-            f"{line['requests']} requests; {line['same_tokens_before_first_difference']} of {line['tokens']} tokens "
-            "come before a difference",
-            highlight=False,
-        )
+    for model, dtype in dict.fromkeys((row["model"], row["dtype"]) for row in data["rows"]):
+        mine = {"model": model, "dtype": dtype}
+        console.print()
+        console.print(_comparison(f"{model}, {dtype}", _of(data["rows"], mine)))
+        for step in _of(data["steps"], mine):
+            console.print(_steps(step))
+        for line in _of(data["agreement"], mine):
+            console.print(
+                f"{line['case']}: the peer's very tokens in {line['identical']} of {line['requests']} requests; "
+                f"{line['same_tokens_before_first_difference']} of {line['tokens']} tokens before a difference",
+                highlight=False,
+            )
 
 
-def _comparison(rows: list[dict[str, Any]]) -> Table:
-    table = Table("Model", "dtype", "Measured", "Case", title="Medians over the repeats", title_justify="left")
+def _of(rows: list[dict[str, Any]], mine: dict[str, str]) -> list[dict[str, Any]]:
+    return [row for row in rows if mine.items() <= row.items()]
+
+
+def _comparison(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in ("median of", "case"):
+        table.add_column(name, no_wrap=True)
     for name in ("ours", "peer", "ratio", "range", "reach"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        ratio, reach = row["ratio"], row["reach"]
+        ratio, reach, reached = row["ratio"], row["reach"], row["reached"]
+        verdict = {None: "", True: " yes", False: " no"}[reached]
         table.add_row(
-            row["model"],
-            row["dtype"],
             row["metric"],
             row["case"],
             _value(row["ours_median"], row["unit"]),
             _value(row["peer_median"], row["unit"]),
             "—" if ratio is None else f"{ratio:.2f}x",
             "—" if ratio is None else f"{row['ratio_min']:.2f}–{row['ratio_max']:.2f}",
-            "—"
-            if reach is None
-            else f"{reach:.1f}x{'' if row['reached'] is None else ' yes' if row['reached'] else ' no'}",
+            "—" if reach is None else f"{reach:.1f}x{verdict}",
         )
     return table
 
 
-def _steps(steps: list[dict[str, Any]]) -> Table:
-    table = Table("Model", "dtype", title="Time of one decode step, median, µs", title_justify="left")
-    for name in (
-        "running",
-        "schedule",
-        "prepare",
-        "forward",
-        "sample",
-        "post",
-        "between",
-        "total",
-        "overhead",
-        "target",
-    ):
-        table.add_column(name, justify="right")
-    for step in steps:
-        table.add_row(
-            step["model"],
-            step["dtype"],
-            str(step["num_running"]),
-            *(
-                f"{step['part_ns'][part] / 1000:.0f}"
-                for part in ("schedule", "prepare", "forward", "sample", "post", "between")
-            ),
-            f"{step['total_ns'] / 1000:.0f}",
-            f"{step['overhead_share']:.1%}",
-            f"<{step['target']:.0%} {'yes' if step['reached'] else 'no'}",
-        )
+def _steps(step: dict[str, Any]) -> Table:
+    title = f"A decode step with {step['num_running']} running, median of {step['num_steps']}"
+    table = Table("Part", "", title=title, title_justify="left")
+    table.add_column("µs", justify="right")
+    table.add_column("share", justify="right")
+    total = step["total_ns"]
+    for part, does in STEP_PARTS.items():
+        time = step["part_ns"][part]
+        table.add_row(part, does, f"{time / 1000:.0f}", f"{time / total:.1%}")
+    table.add_row("total", "", f"{total / 1000:.0f}", "100%", end_section=True)
+    verdict = "yes" if step["reached"] else "no"
+    table.add_row("overhead", f"below {step['target']:.0%}: {verdict}", "", f"{step['overhead_share']:.1%}")
     return table
 
 
