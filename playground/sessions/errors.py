@@ -42,7 +42,8 @@ def explain(error: BaseException, path: str) -> StorageError | None:
     for prefix, advice in _ADVICE:
         if name.startswith(prefix):
             return StorageError(f"The chat database {path} {advice}")
-    return StorageError(f"The chat database {path} refused the change ({cause}): choose another file with --db.")
+    reason = " ".join(str(cause).split())
+    return StorageError(f"The chat database {path} cannot be used ({reason}): choose another file with --db.")
 
 
 @contextmanager

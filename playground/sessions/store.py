@@ -4,6 +4,7 @@ Each writing call is one transaction and returns when it is stored, or raises `S
 loop. Nothing is overwritten: a message appended anywhere but at the head begins a branch.
 """
 
+import atexit
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -39,6 +40,7 @@ class SessionStore:
             self._engine.dispose()
             raise
         self._writer = Writer(self._engine, self.path, lock_wait)
+        atexit.register(self.close)  # a process that ends without closing still stores what it queued
 
     def __enter__(self) -> "SessionStore":
         return self
@@ -50,6 +52,7 @@ class SessionStore:
 
     def close(self) -> None:
         """Store what is queued, fold the write-ahead log into the file, end the thread. May be called twice."""
+        atexit.unregister(self.close)
         self._writer.close()
         if self.path != MEMORY:
             try:

@@ -52,6 +52,19 @@ for number in itertools.count():
     print(number, flush=True)
 """
 
+# Ends without closing the store, right after handing it a reply to save.
+LEAVING = """
+import sys
+from playground.sessions import SessionStore
+
+store = SessionStore(sys.argv[1])
+chat = store.create_chat()
+run = dict(status="stopped", metrics={}, config={}, params={})
+for number in range(200):
+    store.append_reply_soon(chat.id, parent_id=None, text=f"part {number}", **run)
+print(chat.id, flush=True)
+"""
+
 
 def start(script: str, path: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
@@ -72,6 +85,16 @@ def test_kill_9_during_a_reply_keeps_every_finished_turn_and_the_question(tmp_pa
         assert shown[-1].role == "user"
         assert shown[-2].run.metrics == {"num_output_tokens": 4}
         turn(store, chat_id, shown[-1].id, "goes", "on")
+
+
+def test_a_process_that_ends_without_closing_still_stores_what_it_queued(tmp_path: Path):
+    path = tmp_path / "chats.db"
+    with start(LEAVING, path) as process:
+        chat_id = int(process.stdout.readline())
+    assert process.returncode == 0
+    with SessionStore(path) as store:
+        (shown,) = store.messages(chat_id)
+        assert len(store.siblings(shown.id)) == 200
 
 
 def test_kill_9_while_writing_leaves_whole_turns_only_and_all_that_were_reported(tmp_path: Path):
