@@ -1,0 +1,244 @@
+"""What happens when the page asks for something: each event's handler, and how a reply is streamed to a browser tab.
+
+Handlers keep no conversation: the truth is the store, a reply being written belongs to its `ChatRun`, and every event
+says which chat the tab shows. The reply's frames and the figures above them travel as outputs of one generator.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import gradio as gr
+
+from playground.engine.engine import Engine
+from playground.errors import PlaygroundError
+from playground.sessions import SessionStore
+from playground.telemetry import TelemetryHub
+from playground.ui import views
+from playground.ui.frames import TEXT_HZ, ReplyFrames, Throttle, pause
+from playground.ui.runs import ChatRun, RunRegistry
+from playground.ui.turns import Turns, Wish
+from playground.ui.wording import PAGE_NAME
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Outputs = tuple[Any, Any, Any, Any]
+"""Transcript, live reply, list of chats, strip; `gr.skip()` where nothing changes."""
+Frames = AsyncGenerator[Outputs, None]
+CHATS_SHOWN = 200
+STEPS_LOOKED_AT = 8
+FAULT = f"{PAGE_NAME} could not do that because of a fault of its own; its log says more. Try again."
+
+
+class ChatHandlers:
+    """The handlers of one page over one engine and one store."""
+
+    def __init__(self, engine: Engine, store: SessionStore, hub: TelemetryHub) -> None:
+        self._store = store
+        self._hub = hub
+        self.runs = RunRegistry()
+        self._turns = Turns(engine, store, self.runs)
+        self._shown: dict[str, int | None] = {}
+        """Which chat each browser tab shows, to end a stream whose tab has moved on."""
+
+    # Events that start or join a reply
+
+    async def load(self, request: gr.Request) -> Frames:
+        """The page was opened or reloaded: the chat of its address, or an empty one."""
+        wanted = str(dict(request.query_params).get("chat", ""))
+        chat_id = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 16 else None
+        async with aclosing(self._show(chat_id, _tab(request), with_list=True)) as frames:
+            async for outputs in frames:
+                yield outputs
+
+    async def open(self, event: gr.EventData, request: gr.Request) -> Frames:
+        async with aclosing(self._show(_chat_id(event._data, "id"), _tab(request))) as frames:
+            async for outputs in frames:
+                yield outputs
+
+    async def send(self, event: gr.EventData, request: gr.Request) -> Frames:
+        data, tab = event._data, _tab(request)
+        text = str(data.get("text", ""))
+        start = self._starter(lambda: self._turns.ask(_chat_id(data), text, _wish(data), tab))
+        async with aclosing(self._reply(start, _chat_id(data), tab, restore=text)) as frames:
+            async for outputs in frames:
+                yield outputs
+
+    async def edit(self, event: gr.EventData, request: gr.Request) -> Frames:
+        data, tab = event._data, _tab(request)
+        text, chat_id = str(data.get("text", "")), _chat_id(data) or 0
+        start = self._starter(lambda: self._turns.edit(chat_id, text, _wish(data), tab))
+        async with aclosing(self._reply(start, chat_id, tab, restore=text)) as frames:
+            async for outputs in frames:
+                yield outputs
+
+    async def retry(self, event: gr.EventData, request: gr.Request) -> Frames:
+        data, tab = event._data, _tab(request)
+        chat_id = _chat_id(data) or 0
+        start = self._starter(lambda: self._turns.retry(chat_id, _wish(data), tab))
+        async with aclosing(self._reply(start, chat_id, tab)) as frames:
+            async for outputs in frames:
+                yield outputs
+
+    # Events with one answer
+
+    async def stop(self, event: gr.EventData) -> None:
+        """Stops the engine's work; the stream that is watching the run sees it end."""
+        run = self.runs.get(_chat_id(event._data))
+        if run is not None:
+            run.cancel()
+
+    async def undo(self, event: gr.EventData) -> tuple[Any, Any]:
+        chat_id = _chat_id(event._data) or 0
+        restore = error = None
+        try:
+            restore = await asyncio.to_thread(self._turns.undo, chat_id)
+        except PlaygroundError as problem:
+            error = str(problem)
+        return await self._transcript(chat_id, error=error, restore=restore), await self._chats()
+
+    async def new(self, request: gr.Request) -> tuple[Any, Any]:
+        self._shown[_tab(request)] = None
+        return views.transcript(None), views.NO_REPLY
+
+    async def rename(self, event: gr.EventData) -> tuple[Any, Any]:
+        data = event._data
+        error = await self._try(self._store.rename_chat, _chat_id(data, "id") or 0, str(data.get("title", "")))
+        shown = _chat_id(data)
+        again = await self._transcript(shown) if shown == _chat_id(data, "id") else gr.skip()
+        return again, await self._chats(str(data.get("query", "")), error)
+
+    async def delete(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any, Any]:
+        data = event._data
+        chat_id = _chat_id(data, "id")
+        error = await self._try(self._turns.delete, chat_id or 0)
+        chats = await self._chats(str(data.get("query", "")), error)
+        if error is None and _chat_id(data) == chat_id:
+            return (*await self.new(request), chats)
+        return gr.skip(), gr.skip(), chats
+
+    async def search(self, event: gr.EventData) -> Any:
+        return await self._chats(str(event._data.get("query", "")))
+
+    def unload(self, request: gr.Request) -> None:
+        """The tab was closed or reloaded: nobody reads what it had asked for."""
+        tab = _tab(request)
+        self._shown.pop(tab, None)
+        self.runs.cancel_owned(tab)
+
+    def strip(self, *, sample: bool = False) -> dict[str, Any]:
+        return views.strip(self._hub.frame(), sample=sample)
+
+    # Streaming
+
+    async def _show(self, chat_id: int | None, tab: str, with_list: bool = False) -> Frames:
+        """A chat as it is stored; where a reply is being written in it, that too, until its end."""
+        chats = await self._chats() if with_list else gr.skip()
+        run = self.runs.get(chat_id)
+        view = await self._transcript(chat_id, run=run)
+        self._shown[tab] = view["chat"]
+        yield view, views.NO_REPLY, chats, self.strip()
+        if run is not None:
+            async with aclosing(self._watch(run, tab)) as frames:
+                async for outputs in frames:
+                    yield outputs
+
+    async def _reply(
+        self, start: Callable[[], Any], chat_id: int | None, tab: str, restore: str | None = None
+    ) -> Frames:
+        """Start a run and stream it; a refusal is said in place and gives the text back."""
+        self._shown[tab] = chat_id
+        run, error = await start()
+        if run is None:
+            again = await self._transcript(chat_id, run=self.runs.get(chat_id), error=error, restore=restore)
+            yield again, gr.skip(), gr.skip(), gr.skip()
+            return
+        self._shown[tab] = run.chat_id
+        try:
+            yield await self._transcript(run.chat_id, run=run), views.NO_REPLY, await self._chats(), self.strip()
+            async with aclosing(self._watch(run, tab)) as frames:
+                async for outputs in frames:
+                    yield outputs
+        finally:
+            # The tab went away in mid-reply (or its connection did). A tab that only shows another chat keeps its run.
+            if not run.ended and self._shown.get(tab) == run.chat_id:
+                run.cancel()
+
+    async def _watch(self, run: ChatRun, tab: str) -> Frames:
+        """Frames of a run until it is stored or the tab shows another chat; then the transcript with the reply."""
+        frames, figures = ReplyFrames(), Throttle(TEXT_HZ)
+        while not run.ended:
+            if self._shown.get(tab) != run.chat_id:
+                return
+            started = time.perf_counter()
+            headline = self.strip(sample=True) if figures.due() else gr.skip()
+            yield gr.skip(), views.live(run, frames, self._num_read(run)), gr.skip(), headline
+            await asyncio.sleep(pause(time.perf_counter() - started))
+        if self._shown.get(tab) == run.chat_id:
+            view = await self._transcript(run.chat_id, error=run.problem)
+            yield view, views.NO_REPLY, await self._chats(), self.strip(sample=True)
+
+    def _num_read(self, run: ChatRun) -> int | None:
+        """How much of a run's prompt the engine's latest steps have computed; None where they had no part of it."""
+        for step in reversed(self._hub.recent_steps(STEPS_LOOKED_AT)):
+            for share in step.requests:
+                if share.request_id == run.id:
+                    return min(share.num_computed_tokens + share.num_tokens, run.num_prompt_tokens)
+        return None
+
+    # Parts
+
+    def _starter(self, begin: Callable[[], ChatRun]) -> Callable[[], Any]:
+        async def start() -> tuple[ChatRun | None, str | None]:
+            try:
+                return await asyncio.to_thread(begin), None
+            except PlaygroundError as problem:
+                return None, str(problem)
+            except Exception:
+                logger.exception("starting a reply failed")
+                return None, FAULT
+
+        return start
+
+    async def _try(self, action: Callable[..., Any], *arguments: Any) -> str | None:
+        """Do it off the event loop; the sentence of what went wrong, or None."""
+        try:
+            await asyncio.to_thread(action, *arguments)
+        except PlaygroundError as problem:
+            return str(problem)
+        return None
+
+    async def _transcript(self, chat_id: int | None, **more: Any) -> dict[str, Any]:
+        def read() -> dict[str, Any]:
+            chat = None if chat_id is None else self._store.get_chat(chat_id)
+            return views.transcript(chat, [] if chat is None else self._store.messages(chat.id), **more)
+
+        try:
+            return await asyncio.to_thread(read)
+        except PlaygroundError as problem:
+            return views.transcript(None, error=str(problem), restore=more.get("restore"))
+
+    async def _chats(self, query: str = "", error: str | None = None) -> dict[str, Any]:
+        try:
+            chats = await asyncio.to_thread(self._store.list_chats, query, CHATS_SHOWN)
+        except PlaygroundError as problem:
+            return views.chat_list([], query, str(problem))
+        return views.chat_list(chats, query, error)
+
+
+def _tab(request: gr.Request) -> str:
+    return str(request.session_hash)
+
+
+def _chat_id(data: Any, key: str = "chat") -> int | None:
+    value = data.get(key) if isinstance(data, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _wish(data: dict[str, Any]) -> Wish:
+    settings = data.get("settings")
+    return Wish(settings if isinstance(settings, dict) else {}, str(data.get("system", "")))

@@ -1,0 +1,191 @@
+"""The way from a command line to a served page: options, engine, store, page, and an orderly end.
+
+`app.py` and `playground serve` both come through here. Whatever is the user's to mend (a bad model, a bad database, a
+port in use) ends as one sentence on stderr and exit code 1.
+"""
+
+import errno
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from playground.config import EngineConfig
+from playground.errors import ConfigError, PlaygroundError
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 7860
+IN_USE = "Port {port} is in use by another program: stop it, or choose another with --port."
+DEFAULT_DB = Path("~/.local/share/inference-playground/chats.sqlite")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Everything the served page can be told from outside."""
+
+    host: str = DEFAULT_HOST
+    port: int | None = None
+    """None: GRADIO_SERVER_PORT, else 7860."""
+    model: str | None = None
+    draft_model: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    share: bool = False
+    db: str = str(DEFAULT_DB)
+
+    def engine_config(self) -> EngineConfig:
+        return EngineConfig(
+            model=self.model,
+            draft_model=self.draft_model,
+            device=self.device,
+            dtype=self.dtype,  # type: ignore[arg-type]  # EngineConfig judges it
+        )
+
+
+def resolve_port(given: int | None) -> int:
+    if given is not None:
+        port, source = given, "--port"
+    else:
+        text = os.environ.get("GRADIO_SERVER_PORT", "").strip()
+        if not text:
+            return DEFAULT_PORT
+        source = "GRADIO_SERVER_PORT"
+        if not text.isdecimal():
+            raise ConfigError(f"GRADIO_SERVER_PORT={text!r} is not allowed: give a whole number from 1 to 65535.")
+        port = int(text)
+    if not 1 <= port <= 65535:
+        raise ConfigError(f"{source}={port} is not allowed: give a whole number from 1 to 65535.")
+    return port
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that cannot be listened on, before the model is loaded."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port just left is free
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(IN_USE.format(port=port)) from None
+            reason = error.strerror or str(error)
+            raise ConfigError(f"Cannot listen on {host}:{port} ({reason}): choose another --host or --port.") from None
+
+
+class _StopSignal:
+    """SIGTERM and Ctrl-C: an interrupt while something is being loaded, a quiet end while the page is served."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._serving = False
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self._serving or self._event.is_set():  # loading, or a second Ctrl-C: at once
+            raise KeyboardInterrupt
+        self._event.set()
+
+    def wait_until_set(self) -> None:
+        self._serving = True
+        self._event.wait()
+
+
+def serve(options: ServeOptions) -> int:
+    """Serve the page until SIGTERM or Ctrl-C; the exit code. Errors of the user's making become one sentence."""
+    stop = _StopSignal()
+    try:
+        _serve(options, stop)
+    except PlaygroundError as error:
+        print(f"Error: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _serve(options: ServeOptions, stop: _StopSignal) -> None:
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    port = resolve_port(options.port)
+    check_port(options.host, port)
+    config = options.engine_config()
+    # The heavy imports wait until the cheap refusals are over; gradio's run beside the loading of the model.
+    gradio = threading.Thread(target=_import_gradio, name="import-gradio", daemon=True)
+    gradio.start()
+    from playground.engine.engine import Engine
+    from playground.sessions import SessionStore
+
+    with SessionStore(options.db) as store, Engine(config) as engine:
+        gradio.join()
+        from playground.ui.app import build_ui
+
+        page = build_ui(engine, store)
+        try:
+            page.demo.launch(
+                server_name=options.host,
+                server_port=port,
+                share=options.share,
+                prevent_thread_lock=True,
+                quiet=True,
+                **page.launch_options,
+            )
+            shown_host = f"[{options.host}]" if ":" in options.host else options.host
+            print(f"Inference Playground: http://{shown_host}:{port}", flush=True)  # noqa: T201
+            stop.wait_until_set()
+        except OSError as error:  # taken since it was checked
+            logger.debug("launching failed", exc_info=True)
+            raise ConfigError(f"Cannot listen on {options.host}:{port} ({error}): choose another --port.") from None
+        finally:
+            page.close()
+            page.demo.close(verbose=False)
+
+
+def _import_gradio() -> None:
+    try:
+        import gradio  # noqa: F401
+    except ImportError:  # said where it is needed
+        logger.debug("importing gradio failed", exc_info=True)
+
+
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine.")]
+Port = Annotated[int | None, typer.Option(help="Port to listen on. [default: $GRADIO_SERVER_PORT or 7860]")]
+Model = Annotated[str | None, typer.Option(help="Folder or hub id. [default: the bundled model]", show_default=False)]
+DraftModel = Annotated[str | None, typer.Option(help="Folder or hub id of a draft model.", show_default=False)]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto, float64, float32, bfloat16 or float16.")]
+Share = Annotated[bool, typer.Option("--share", help="Ask gradio.live for a public address.")]
+Database = Annotated[str, typer.Option("--db", help="SQLite file of the saved chats, made if missing.")]
+
+
+def command(
+    host: Host = DEFAULT_HOST,
+    port: Port = None,
+    model: Model = None,
+    draft_model: DraftModel = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    share: Share = False,
+    db: Database = str(DEFAULT_DB),
+) -> None:
+    """Serve the chat page.
+
+    Example: python app.py --port 7861 --model ./my-model --device cpu
+    """
+    options = ServeOptions(host, port, model, draft_model, device, dtype, share, db)
+    raise typer.Exit(serve(options))
+
+
+def main() -> None:
+    typer.run(command)

@@ -1,0 +1,54 @@
+// The reply that is being written. Frames overlap, so a lost one costs nothing: each says at which character its text
+// starts. The finished reply arrives in the transcript, and this view empties.
+(() => {
+  "use strict";
+  const P = window.Playground;
+  const { el } = P;
+
+  P.mountLive = (element, props, watch) => {
+    const text = el("div", { class: "text" });
+    const cursor = el("span", { class: "cursor", "aria-hidden": "true" });
+    const phase = el("span", { class: "phase" });
+    const figures = el("div", { class: "figures" });
+    const root = el("div", { class: "message reply live", hidden: true, "aria-busy": "true", "aria-label": "Reply being written" }, text, el("div", { class: "foot" }, figures));
+    element.append(root);
+    let run = null;
+    let seq = -1;
+    let written = "";
+    let line = "";
+
+    const clear = () => {
+      run = null;
+      written = "";
+      line = "";
+      text.replaceChildren();
+      text.playgroundBlocks = [];
+      root.hidden = true;
+    };
+
+    // The cursor stands behind the last character: inside the last paragraph or item, not below it.
+    const place = () => {
+      let last = text.lastElementChild;
+      while (last && /^(UL|OL|BLOCKQUOTE)$/.test(last.tagName) && last.lastElementChild) last = last.lastElementChild;
+      (last && /^(P|LI)$/.test(last.tagName) ? last : text).append(cursor);
+    };
+
+    P.bind(props, watch, (value) => {
+      if (!value || value.run === null || value.run === undefined || value.chat !== P.state.chat) { clear(); return; }
+      if (value.run !== run) { clear(); run = value.run; seq = -1; root.hidden = false; }
+      if (value.seq <= seq || value.at > written.length) return; // an old frame, or one that a later full frame will mend
+      seq = value.seq;
+      const grown = written.slice(0, value.at) + value.text;
+      if (grown !== written) { written = grown; cursor.remove(); P.markdown(written, text); }
+      if (!cursor.isConnected) place();
+      const now = JSON.stringify([value.phase, value.figures]);
+      if (now !== line) {
+        line = now;
+        phase.textContent = value.phase || "";
+        figures.replaceChildren(...(value.phase ? [phase] : []), ...(value.figures || []).map(([label, tip]) => el("span", { text: label, "data-tip": tip })));
+      }
+      if (value.tokens) P.setState({ tokens: value.tokens });
+      P.scroller.follow();
+    });
+  };
+})();

@@ -1,0 +1,108 @@
+// The finished part of a conversation, and the empty page before it. Draws what the server sends, asks for retry, undo
+// and edit; never changes the conversation by itself.
+(() => {
+  "use strict";
+  const P = window.Playground;
+  const { el } = P;
+
+  // [[text, definition], ...] of a reply's figures, as one quiet line.
+  P.footer = (items) => el("div", { class: "figures" }, ...(items || []).map(([text, tip]) => el("span", { text, "data-tip": tip })));
+
+  P.userBubble = (text) => el("div", { class: "bubble", text });
+
+  const STATUS = { stopped: "Stopped here", error: "Ended by an error", interrupted: "Interrupted" };
+
+  P.mountTranscript = (element, props, watch, fire, config) => {
+    const root = el("div", { class: "transcript", role: "log", "aria-label": "Messages", "aria-live": "off" });
+    const announcer = el("div", { class: "offscreen", "aria-live": "polite" });
+    element.append(root, announcer);
+    let shown = -1;
+    let chat;
+    let nodes = new Map();
+    let signatures = new Map();
+
+    const action = (label, tip, onclick) => el("button", { class: "quiet", type: "button", text: label, "data-tip": tip, onclick });
+
+    const edit = (message, node) => {
+      const area = el("textarea", { class: "edit", "aria-label": "Edit your message", value: message.text, rows: "2" });
+      const close = () => { node.replaceWith(nodes.get(message.id)); };
+      const save = () => { if (area.value.trim()) { close(); fire("edit", { chat: P.state.chat, text: area.value, ...P.calls.settings() }); } };
+      area.addEventListener("keydown", (event) => {
+        if (event.isComposing) return;
+        if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); save(); }
+        if (event.key === "Escape") { event.preventDefault(); close(); }
+      });
+      const box = el("div", { class: "message user editing" }, area, el("div", { class: "actions" }, el("button", { class: "button", type: "button", text: "Cancel", onclick: close }), el("button", { class: "button strong", type: "button", text: "Send again", onclick: save })));
+      node.replaceWith(box);
+      node = box;
+      area.focus();
+      area.setSelectionRange(area.value.length, area.value.length);
+    };
+
+    const userMessage = (message, last) => {
+      const node = el("div", { class: "message user" }, P.userBubble(message.text));
+      if (last) node.append(el("div", { class: "actions" }, action("Edit", "Change this message; the reply to it is replaced", () => edit(message, node))));
+      return node;
+    };
+
+    const reply = (message, last) => {
+      const text = P.markdown(message.text, el("div", { class: "text" }));
+      const state = STATUS[message.status] ? el("span", { class: "state", text: message.error ? `${STATUS[message.status]}: ${message.error}` : STATUS[message.status] }) : null;
+      const copy = action("Copy", "Copy the reply as it was written", async () => { await P.copy(message.text); copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); });
+      const actions = el("div", { class: "actions" }, message.text ? copy : null);
+      if (last) {
+        actions.append(action("Retry", "Write this reply again", () => fire("retry", { chat: P.state.chat, ...P.calls.settings() })));
+        actions.append(action("Undo", "Take back the last message and its reply", () => fire("undo", { chat: P.state.chat })));
+      }
+      const figures = P.footer(message.figures);
+      if (state) figures.prepend(state);
+      return el("div", { class: `message reply${last ? " last" : ""}` }, text, el("div", { class: "foot" }, figures, actions));
+    };
+
+    const empty = () => el("div", { class: "empty" },
+      el("h2", { text: config.empty_title }),
+      ...config.empty_text.map((text) => el("p", { text })),
+      el("div", { class: "examples", role: "group", "aria-label": "Example messages" }, ...config.examples.map((text) => el("button", { class: "example", type: "button", text, onclick: () => P.calls.send(text) }))));
+
+    const draw = (value) => {
+      const messages = value.messages || [];
+      const wanted = [];
+      const seen = new Map();
+      const seenSignatures = new Map();
+      const lastUser = messages.findLastIndex((message) => message.role === "user");
+      messages.forEach((message, index) => {
+        const last = !value.running && (message.role === "user" ? index === lastUser : index === messages.length - 1);
+        const signature = JSON.stringify([message.role, message.text, message.status, message.figures, message.error, last]);
+        const known = signatures.get(message.id) === signature && nodes.get(message.id);
+        const node = known || (message.role === "user" ? userMessage(message, last) : reply(message, last));
+        seen.set(message.id, node);
+        seenSignatures.set(message.id, signature);
+        wanted.push(node);
+      });
+      if (value.left_out) wanted.splice(0, 0, el("p", { class: "notice", text: value.left_out }));
+      if (!messages.length && !value.running) wanted.push(empty());
+      if (value.error) wanted.push(el("p", { class: "problem", role: "alert", text: value.error }));
+      nodes = seen;
+      signatures = seenSignatures;
+      root.replaceChildren(...wanted);
+    };
+
+    P.bind(props, watch, (value) => {
+      if (!value || value.rev <= shown) return;
+      const opened = value.chat !== chat || shown < 0;
+      const ended = P.state.running && !value.running && !opened;
+      shown = value.rev;
+      chat = value.chat;
+      draw(value);
+      P.setState({ chat: value.chat, running: Boolean(value.running), tokens: value.tokens });
+      if (value.restore && P.calls.restore) P.calls.restore(value.restore);
+      if (opened && value.system !== undefined && P.calls.system) P.calls.system(value.system);
+      document.title = value.title ? `${value.title} · ${config.name}` : config.name;
+      const url = new URL(window.location);
+      if (value.chat) url.searchParams.set("chat", value.chat); else url.searchParams.delete("chat");
+      if (url.href !== window.location.href) window.history.replaceState(null, "", url);
+      announcer.textContent = ended ? "The reply is complete." : "";
+      P.scroller.follow(opened || value.running);
+    });
+  };
+})();

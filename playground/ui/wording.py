@@ -1,0 +1,108 @@
+"""What the page says about the model, the machine and a reply's cost: names, captions, figures. Pure text, no markup.
+
+Numbers and their definitions come from `telemetry`; nothing here measures or rounds by itself.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from playground.engine.outputs import RequestMetrics
+from playground.telemetry.definitions import define
+from playground.telemetry.format import MISSING, format_count, format_number, format_rate, format_seconds
+
+PAGE_NAME = "Inference Playground"
+TINY_PARAMETERS = 50_000_000
+EXAMPLES = (
+    "Hello!",
+    "Who are you?",
+    "Tell me a story about a fox who could not sleep.",
+    "Tell me a story about a girl and a little boat.",
+)
+EMPTY_TITLE = "Talk to the model and watch the engine work"
+EMPTY_TEXT = (
+    "Your conversation will appear here. Under every reply stands what it took: its tokens, the time to the first of "
+    "them, tokens per second, tokens found in the cache, and KV blocks."
+)
+
+Figure = tuple[str, str]
+"""A figure as it is shown, and its definition for the hover text."""
+
+
+def model_name(path: str) -> str:
+    """The name people know a model by: its folder, or the hub id that the download cache has in its folder names."""
+    hub = re.search(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]", path)
+    return f"{hub[1]}/{hub[2]}" if hub else Path(path).name
+
+
+def parameter_count(count: int) -> str:
+    """7 400 000 is "7.4 M"."""
+    for size, unit in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "K")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def caption(name: str, parameters: int) -> str:
+    """One honest line below the message box about what answers here."""
+    if parameters < TINY_PARAMETERS:
+        return f"{name} is a tiny model for showing the engine: small talk and short stories, no facts."
+    return f"Replies come from {name} and can be wrong."
+
+
+def empty_text(name: str, parameters: int) -> list[str]:
+    if parameters >= TINY_PARAMETERS:
+        return [EMPTY_TEXT]
+    tiny = (
+        f"{name} is a tiny model of {parameter_count(parameters)} parameters, trained to show the engine. "
+        "It greets, makes small talk and tells short stories; it knows no facts."
+    )
+    return [EMPTY_TEXT, tiny]
+
+
+def reply_figures(metrics: Mapping[str, Any]) -> list[Figure]:
+    """The line under a finished reply, from the metrics stored with it."""
+    tokens = metrics.get("num_output_tokens")
+    per_token = metrics.get("time_per_output_token")
+    blocks = metrics.get("kv_blocks_peak")
+    per_token_text = define("time_per_output_token")
+    rate_tip = f"Tokens per second of this reply: 1 / the {_low(per_token_text.label)}. {per_token_text.text}"
+    return [
+        (_plural(tokens, "token"), define("num_output_tokens").hover),
+        (f"first token {format_seconds(metrics.get('time_to_first_token'))}", define("time_to_first_token").hover),
+        (str(format_rate(1 / per_token if per_token else None)), rate_tip),
+        (f"{format_count(metrics.get('num_cached_tokens'))} cached", define("num_cached_tokens").hover),
+        (_plural(blocks, "KV block"), define("kv_blocks_peak").hover),
+    ]
+
+
+def live_figures(num_tokens: int, seconds_since_first: float | None) -> list[Figure]:
+    """The line under a reply that is being written: what can be said of it so far."""
+    if not num_tokens or seconds_since_first is None:
+        return []
+    return [
+        (_plural(num_tokens, "token"), define("num_output_tokens").hover),
+        (f"for {format_number(seconds_since_first, 's')}", "Time since the page saw the first token of this reply."),
+    ]
+
+
+def context_tokens(metrics: Mapping[str, Any]) -> int | None:
+    """Tokens of the model's context that a conversation fills after this reply."""
+    prompt, output = metrics.get("num_prompt_tokens"), metrics.get("num_output_tokens")
+    return prompt + output if isinstance(prompt, int) and isinstance(output, int) else None
+
+
+def metrics_dict(metrics: RequestMetrics) -> dict[str, Any]:
+    """The metrics by the engine's names, for storing."""
+    return {name: getattr(metrics, name) for name in RequestMetrics.__dataclass_fields__}
+
+
+def _plural(count: Any, noun: str) -> str:
+    if not isinstance(count, int):
+        return f"{MISSING} {noun}s"
+    return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"
+
+
+def _low(label: str) -> str:
+    return label[:1].lower() + label[1:]
