@@ -65,13 +65,40 @@ class PromptReader:
             self._check_message(message)
         if self._tokenizer is None or not getattr(self._tokenizer, "chat_template", None):
             raise RequestError("this model has no chat template: use generate() with a plain prompt.")
+        special = self._tokenizer.all_special_tokens
+        contents = [message["content"] for message in messages]
+        if not any(token in content for content in contents for token in special):
+            return self._encode_rendered(self._render(messages))
+        # What a user types is text, never a control token: such contents are encoded apart from the template.
+        marks = [f"\ue000{index}\ue001" for index in range(len(contents))]
+        marked = [{"role": m["role"], "content": mark} for m, mark in zip(messages, marks, strict=True)]
+        token_ids: list[int] = []
+        rest = self._render(marked)
+        for mark, content in zip(marks, contents, strict=True):
+            before, found, rest = rest.partition(mark)
+            token_ids += self._encode_rendered(before)
+            if found:  # a template may leave a message out
+                token_ids += self._encode_literally(content)
+            else:
+                rest = ""
+        return token_ids + self._encode_rendered(rest)
+
+    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+        assert self._tokenizer is not None
+        plain = [dict(message) for message in messages]
         try:
-            text = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
-            )
+            return str(self._tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # templates are programs of the checkpoint: whatever they raise is about the input
-            raise RequestError(f"the chat template refused the conversation: {' '.join(str(error).split())}") from None
+            raise RequestError(f"the chat template refused the conversation: {' '.join(str(error).split())}.") from None
+
+    def _encode_rendered(self, text: str) -> list[int]:
+        assert self._tokenizer is not None
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _encode_literally(self, text: str) -> list[int]:
+        """Token ids of `text` with control tokens spelled out as ordinary characters."""
+        assert self._tokenizer is not None
+        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids)
 
     def _check_message(self, message: object) -> None:
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:

@@ -91,7 +91,9 @@ def registered_before_computed(monkeypatch):
     def grow(self, request, num_tokens):
         copies = whole(self, request, num_tokens)
         if copies is not None:
-            for index in range(request.num_registered_blocks, (request.num_computed_tokens + num_tokens) // self.block_size):
+            for index in range(
+                request.num_registered_blocks, (request.num_computed_tokens + num_tokens) // self.block_size
+            ):
                 if self.pool.key(request.block_table[index]) is None and request.block_table[index]:
                     self.pool.register(request.block_table[index], self._key(request, index))
                 request.num_registered_blocks = index + 1
