@@ -75,12 +75,10 @@ class PromptReader:
         token_ids: list[int] = []
         rest = self._render(marked)
         for mark, content in zip(marks, contents, strict=True):
-            before, found, rest = rest.partition(mark)
-            token_ids += self._encode_rendered(before)
+            before, found, after = rest.partition(mark)
             if found:  # a template may leave a message out
-                token_ids += self._encode_literally(content)
-            else:
-                rest = ""
+                token_ids += self._encode_rendered(before) + self._encode_literally(content)
+                rest = after
         return token_ids + self._encode_rendered(rest)
 
     def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
