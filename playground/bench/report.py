@@ -54,7 +54,7 @@ def _comparison(title: str, rows: list[dict[str, Any]]) -> Table:
         ratio, reach, reached = row["ratio"], row["reach"], row["reached"]
         verdict = {None: "", True: " yes", False: " no"}[reached]
         table.add_row(
-            row["metric"],
+            f"{row['metric']}, {'ms' if row['unit'] == 's' else 'tok/s'}",
             row["case"],
             _value(row["ours_median"], row["unit"]),
             _value(row["peer_median"], row["unit"]),
@@ -83,4 +83,4 @@ def _steps(step: dict[str, Any]) -> Table:
 def _value(value: float | None, unit: str) -> str:
     if value is None:
         return "—"
-    return f"{value * 1000:.1f} ms" if unit == "s" else f"{value:.1f} tok/s"
+    return f"{value * 1000 if unit == 's' else value:.1f}"

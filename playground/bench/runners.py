@@ -93,7 +93,7 @@ class TransformersRunner:
         import transformers
 
         transformers.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
+        transformers.logging.disable_progress_bar()
         self.torch = torch
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         # Without end tokens it needs no minimum length either: less work for the peer than min_new_tokens would be.

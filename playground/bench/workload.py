@@ -120,8 +120,9 @@ def model_folder(name: str) -> Iterator[Path]:
 def write_dummy(folder: Path, shape: dict[str, int]) -> None:
     """A seeded random Llama saved by transformers, with a byte-level tokenizer that knows every id."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, logging
 
+    logging.disable_progress_bar()
     # Wider than the usual 0.02: flat logits would make every comparison of greedy tokens a tie.
     config = LlamaConfig(
         **shape, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None, initializer_range=0.05
