@@ -23,6 +23,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SessionSto
 
 @pytest.fixture
 def file_store(tmp_path: Path) -> Iterator[SessionStore]:
+    """A store on a file that an earlier start had made, as it mostly is."""
+    SessionStore(tmp_path / "chats.db").close()
     with SessionStore(tmp_path / "chats.db") as opened:
         yield opened
 
