@@ -84,3 +84,36 @@ def _value(value: float | None, unit: str) -> str:
     if value is None:
         return "—"
     return f"{value * 1000 if unit == 's' else value:.1f}"
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """First-token and decode rows, and the split of a step, as the README shows them."""
+    here, versions = data["machine"], data["versions"]
+    lines = [
+        f"Measured {data['created'][:10]} at commit {versions['commit'] or '—'} on {here['processor']}, "
+        f"{here['torch_threads']} threads; torch {versions['torch']}, transformers {versions['transformers']}; "
+        f"medians of {data['plan']['repeats']} pairs, the range of the pairs in brackets.",
+        "",
+        "| Model | | ours | transformers | ratio | to reach |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for row in data["rows"]:
+        if row["metric"] == "whole run" or row["ratio"] is None:
+            continue
+        unit = "ms" if row["unit"] == "s" else "tok/s"
+        lines.append(
+            f"| {row['model']}, {row['dtype']} | {row['metric']}, {row['case']} "
+            f"| {_value(row['ours_median'], row['unit'])} {unit} | {_value(row['peer_median'], row['unit'])} {unit} "
+            f"| {row['ratio']:.2f}x ({row['ratio_min']:.2f}–{row['ratio_max']:.2f}) "
+            f"| {'—' if row['reach'] is None else format(row['reach'], '.1f') + 'x'} |"
+        )
+    lines += [
+        "",
+        "| A decode step, µs | " + " | ".join(STEP_PARTS) + " | overhead |",
+        "|---|" + "--:|" * (len(STEP_PARTS) + 1),
+    ]
+    for step in data["steps"]:
+        parts = " | ".join(f"{step['part_ns'][part] / 1000:.0f}" for part in STEP_PARTS)
+        case = f"{step['model']}, {step['dtype']}, {step['num_running']} running"
+        lines.append(f"| {case} | {parts} | {step['overhead_share']:.1%} |")
+    return "\n".join(lines)
