@@ -78,7 +78,8 @@ def _max_model_len(config: EngineConfig, model: DecoderConfig) -> int:
         return longest
     if config.max_model_len > longest:
         raise ConfigError(
-            f"max_model_len={config.max_model_len} is beyond the {longest} positions of the model: lower it to {longest}."
+            f"max_model_len={config.max_model_len} is beyond the {longest} positions of the model: "
+            f"lower it to {longest}."
         )
     return config.max_model_len
 
@@ -117,7 +118,8 @@ def _num_kv_blocks(
         num_blocks = config.kv_cache_memory // block_bytes
         if num_blocks < 1:
             raise ConfigError(
-                f"kv_cache_memory={config.kv_cache_memory} bytes holds no block: one takes {block_bytes} bytes; raise it."
+                f"kv_cache_memory={config.kv_cache_memory} bytes holds no block: one takes {block_bytes} bytes; "
+                "raise it."
             )
         return num_blocks
     fraction = config.kv_cache_memory

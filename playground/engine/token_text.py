@@ -32,8 +32,8 @@ class TextStream(Protocol):
 
 
 def text_stream(tokenizer: Any, prompt_token_ids: Sequence[int]) -> TextStream:
-    """A stream for the tokens that follow this prompt; `tokenizer` is a fast transformers tokenizer, or None for a model
-    without one, whose output has no text."""
+    """A stream for the tokens that follow this prompt; `tokenizer` is a fast transformers tokenizer, or None for a
+    model without one, whose output has no text."""
     if tokenizer is None:
         return NoText()
     table = _tables.get(tokenizer)

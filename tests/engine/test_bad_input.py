@@ -36,7 +36,7 @@ FIELDS = [
 @pytest.mark.parametrize("value", NUMBERS, ids=repr)
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_number_of_the_sampling_params_is_checked(field, value):
-    if value is None and field in CAN_BE_NONE or value in (-1, -0.5) and field in MAY_BE_NEGATIVE:
+    if (value is None and field in CAN_BE_NONE) or (value in (-1, -0.5) and field in MAY_BE_NEGATIVE):
         return
     with pytest.raises(RequestError) as error:
         SamplingParams(**{field: value})

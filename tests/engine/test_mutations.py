@@ -30,7 +30,7 @@ def random_arrivals(rng: random.Random) -> list[Arrival]:
 
 
 def run_suite(num_rounds: int = 150) -> None:
-    """The rules of the property tests over seeded random cases (hypothesis would shrink and cache, which is not wanted)."""
+    """The rules of the property tests over seeded random cases (hypothesis would shrink and cache them)."""
     for seed in range(num_rounds):
         rng = random.Random(seed)
         config = SchedulerConfig(rng.randint(1, 6), rng.randint(1, 16))

@@ -1,5 +1,6 @@
 """What must not happen: leaked blocks or threads, a request without an answer, one failure taking others along."""
 
+import json
 import random
 import subprocess
 import sys
@@ -229,5 +230,5 @@ def test_loading_and_closing_twenty_times_returns_the_memory(tmp_path):
         [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=170
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    resident = eval(done.stdout.strip().splitlines()[-1])
+    resident = json.loads(done.stdout.strip().splitlines()[-1])
     assert max(resident[1:]) <= resident[0] * 1.05, [value >> 20 for value in resident]
