@@ -30,8 +30,9 @@ class Throttle:
         now = self._clock()
         if self._next is not None and now < self._next:
             return False
-        # From the planned moment, so that a late frame does not lower the rate; but never a burst to catch up.
-        self._next = max(now, (self._next if self._next is not None else now) + self._interval)
+        # From the planned moment, so that a late frame does not lower the rate; after a pause from now: never a burst.
+        planned = self._next if self._next is not None else now
+        self._next = (planned if now - planned < self._interval else now) + self._interval
         return True
 
 

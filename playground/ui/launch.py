@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -124,10 +125,13 @@ def _serve(options: ServeOptions, stop: _StopSignal) -> None:
     # The heavy imports wait until the cheap refusals are over; gradio's run beside the loading of the model.
     gradio = threading.Thread(target=_import_gradio, name="import-gradio", daemon=True)
     gradio.start()
-    from playground.engine.engine import Engine
     from playground.sessions import SessionStore
 
-    with SessionStore(options.db) as store, Engine(config) as engine:
+    with ExitStack() as stack:
+        store = stack.enter_context(SessionStore(options.db))
+        from playground.engine.engine import Engine
+
+        engine = stack.enter_context(Engine(config))
         gradio.join()
         from playground.ui.app import build_ui
 

@@ -1,0 +1,54 @@
+"""A real tiny engine, a chat database in memory and the page's handlers over them."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from playground import Engine, EngineConfig
+from playground.sessions import SessionStore
+from playground.telemetry import TelemetryHub
+from playground.ui.handlers import ChatHandlers
+from tests.tiny import write_tiny_model
+
+TAB = "tab-1"
+
+
+@pytest.fixture(scope="session")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Its context is long enough that an endless reply is still running when a test stops it."""
+    folder = write_tiny_model(tmp_path_factory.mktemp("long-tiny-llama"), max_position_embeddings=8192)
+    with Engine(EngineConfig(model=str(folder), device="cpu", dtype="float32", num_kv_blocks=2048)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def store() -> Iterator[SessionStore]:
+    with SessionStore() as store:
+        yield store
+
+
+@pytest.fixture
+def handlers(engine: Engine, store: SessionStore) -> Iterator[ChatHandlers]:
+    with TelemetryHub(engine) as hub:
+        handlers = ChatHandlers(engine, store, hub)
+        yield handlers
+        handlers.runs.close()
+
+
+def request(tab: str = TAB, **query: str) -> Any:
+    """What the handlers read of a `gr.Request`."""
+    return SimpleNamespace(session_hash=tab, query_params=query)
+
+
+def event(**data: Any) -> Any:
+    """What the handlers read of a `gr.EventData`."""
+    return SimpleNamespace(_data=data)
+
+
+LONG = {"temperature": "5", "max_tokens": "200", "seed": "1"}
+"""Settings that make a tiny random model babble to the limit: some frames long."""
+ENDLESS = {**LONG, "max_tokens": "6000"}
+"""Many seconds long: for what is going to be stopped."""
+SHORT = {"temperature": "0", "max_tokens": "4"}

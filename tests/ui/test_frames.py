@@ -1,0 +1,76 @@
+"""The frames of a growing reply: what a reader that loses some of them still sees, and how often they come."""
+
+import random
+
+from playground.ui.frames import FRAME_HZ, FULL_EVERY, OVERLAP, SLOW_FRAME_HZ, ReplyFrames, Throttle, pause
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def read(frames: list[tuple[int, str]]) -> str:
+    """What the browser does with the frames that reach it."""
+    written = ""
+    for at, text in frames:
+        if at <= len(written):
+            written = written[:at] + text
+    return written
+
+
+def growing(rng: random.Random, steps: int = 60) -> list[str]:
+    texts = [""]
+    for _ in range(steps):
+        texts.append(texts[-1] + "".join(rng.choice("ab \nü😀") for _ in range(rng.randrange(0, 9))))
+    return texts
+
+
+def test_frames_joined_give_the_text() -> None:
+    texts = growing(random.Random(1))
+    cutter = ReplyFrames()
+    assert read([cutter.next(text) for text in texts]) == texts[-1]
+
+
+def test_losing_as_many_frames_as_overlap_loses_no_character() -> None:
+    texts = growing(random.Random(2))
+    cutter = ReplyFrames()
+    frames = [cutter.next(text) for text in texts]
+    for start in range(1, len(frames) - OVERLAP):
+        kept = frames[:start] + frames[start + OVERLAP :]
+        assert read(kept) == texts[-1], start
+
+
+def test_a_reader_that_lost_many_frames_has_everything_after_the_next_full_one() -> None:
+    texts = growing(random.Random(3), steps=3 * FULL_EVERY)
+    cutter = ReplyFrames()
+    frames = [cutter.next(text) for text in texts]
+    assert frames[FULL_EVERY][0] == 0
+    assert read(frames[FULL_EVERY:]) == texts[-1]
+
+
+def test_a_window_stays_small_while_the_text_grows() -> None:
+    cutter = ReplyFrames()
+    sizes = [len(cutter.next("x" * 10 * n)[1]) for n in range(200)]
+    assert max(size for n, size in enumerate(sizes) if n % FULL_EVERY) <= 10 * (OVERLAP + 1)
+
+
+def test_the_throttle_says_yes_at_its_rate_and_never_in_a_burst() -> None:
+    clock = Clock()
+    throttle = Throttle(4.0, clock)
+    said = 0
+    for _ in range(1000):  # 10 s in steps of 10 ms
+        said += throttle.due()
+        clock.now += 0.01
+    assert 40 <= said <= 41
+    clock.now += 60  # asleep for a minute
+    assert [throttle.due() for _ in range(5)].count(True) == 1
+
+
+def test_a_slow_frame_halves_the_rate_and_a_wait_is_never_negative() -> None:
+    assert pause(0.0) == 1 / FRAME_HZ
+    assert pause(0.05) == 1 / SLOW_FRAME_HZ - 0.05
+    assert pause(9.0) == 0.0

@@ -1,0 +1,194 @@
+"""The event handlers against a real tiny engine: what a tab is sent, and what happens when it goes away."""
+
+import asyncio
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+
+from playground import Engine
+from playground.sessions import SessionStore
+from playground.ui.handlers import ChatHandlers
+from tests.ui.conftest import ENDLESS, LONG, SHORT, TAB, event, request
+
+SKIP = gr.skip()
+
+
+def is_view(value: Any) -> bool:
+    return isinstance(value, dict) and "__type__" not in value
+
+
+async def collect(frames: Any) -> list[tuple[Any, ...]]:
+    async with aclosing(frames) as stream:
+        return [outputs async for outputs in stream]
+
+
+def send(
+    handlers: ChatHandlers, text: str = "hello", settings: Any = SHORT, chat: int | None = None, tab: str = TAB
+) -> Any:
+    return handlers.send(event(chat=chat, text=text, settings=settings, system=""), request(tab))
+
+
+def views_of(outputs: list[tuple[Any, ...]], index: int) -> list[dict[str, Any]]:
+    return [output[index] for output in outputs if is_view(output[index])]
+
+
+def test_a_reply_is_sent_as_question_then_frames_then_transcript(handlers: ChatHandlers) -> None:
+    outputs = asyncio.run(collect(send(handlers, settings=LONG)))
+    first, last = views_of(outputs, 0)
+    assert first["running"] and [message["role"] for message in first["messages"]] == ["user"]
+    assert not last["running"] and [message["role"] for message in last["messages"]] == ["user", "assistant"]
+    assert last["messages"][1]["status"] == "done" and last["tokens"] is not None
+    frames = [frame for frame in views_of(outputs, 1) if frame["run"] is not None]
+    assert frames and {frame["chat"] for frame in frames} == {last["chat"]}
+    assert [frame["seq"] for frame in frames] == list(range(len(frames)))
+    assert outputs[-1][1] == {"run": None}
+    assert [session["id"] for session in views_of(outputs, 2)[-1]["sessions"]] == [last["chat"]]
+
+
+def test_frames_come_at_about_12_hz_and_figures_at_most_at_4(handlers: ChatHandlers) -> None:
+    async def scenario() -> tuple[float, list[tuple[Any, ...]]]:
+        started = asyncio.get_running_loop().time()
+        outputs = await collect(send(handlers, settings={**LONG, "max_tokens": "1500"}))
+        return asyncio.get_running_loop().time() - started, outputs
+
+    seconds, outputs = asyncio.run(scenario())
+    assert len(views_of(outputs, 1)) <= 12 * seconds + 3
+    assert len(views_of(outputs, 3)) <= 4 * seconds + 3
+
+
+def test_stop_ends_the_stream_with_the_partial_text(handlers: ChatHandlers, engine: Engine) -> None:
+    async def scenario() -> list[tuple[Any, ...]]:
+        outputs = []
+        async with aclosing(send(handlers, settings=ENDLESS)) as stream:
+            async for output in stream:
+                outputs.append(output)
+                frame = output[1]
+                if is_view(frame) and frame.get("text"):
+                    await handlers.stop(event(chat=frame["chat"]))
+        return outputs
+
+    outputs = asyncio.run(scenario())
+    reply = views_of(outputs, 0)[-1]["messages"][1]
+    assert reply["status"] == "stopped" and reply["text"]
+    assert engine.stats().num_running == 0 and engine.stats().kv_blocks_in_use == 0
+
+
+def test_a_stream_that_is_closed_cancels_the_engine_and_keeps_the_text(
+    handlers: ChatHandlers, engine: Engine, store: SessionStore
+) -> None:
+    async def scenario() -> int:
+        async with aclosing(send(handlers, settings=ENDLESS)) as stream:
+            async for output in stream:
+                if is_view(output[1]) and output[1].get("run"):
+                    return int(output[1]["chat"])
+        raise AssertionError("no frame came")
+
+    chat_id = asyncio.run(scenario())
+    run = handlers.runs.get(chat_id)
+    assert run is None or run.wait(30)
+    assert store.messages(chat_id)[1].run.status == "stopped"
+    assert engine.stats().num_running == 0
+
+
+def test_a_tab_that_opens_another_chat_lets_its_reply_go_on(handlers: ChatHandlers, store: SessionStore) -> None:
+    async def scenario() -> int:
+        chat_id = 0
+        async with aclosing(send(handlers, settings=LONG)) as stream:
+            async for output in stream:
+                if is_view(output[1]) and output[1].get("run"):
+                    chat_id = int(output[1]["chat"])
+                    await handlers.new(request())
+        return chat_id
+
+    chat_id = asyncio.run(scenario())
+    run = handlers.runs.get(chat_id)
+    assert run is None or run.wait(30)
+    assert store.messages(chat_id)[1].run.status == "done"
+
+
+def test_opening_a_chat_in_mid_reply_joins_its_stream(handlers: ChatHandlers) -> None:
+    async def scenario() -> list[tuple[Any, ...]]:
+        joined: list[tuple[Any, ...]] = []
+        async with aclosing(send(handlers, settings=LONG)) as stream:
+            async for output in stream:
+                if is_view(output[1]) and output[1].get("run") and not joined:
+                    joined = await collect(handlers.open(event(id=output[1]["chat"]), request("tab-2")))
+        return joined
+
+    joined = asyncio.run(scenario())
+    assert views_of(joined, 0)[0]["running"]
+    assert views_of(joined, 0)[-1]["messages"][1]["status"] == "done"
+
+
+def test_a_closed_tab_cancels_its_reply_and_no_other(handlers: ChatHandlers, store: SessionStore) -> None:
+    async def scenario() -> tuple[Any, Any]:
+        mine, other = send(handlers, settings=ENDLESS), send(handlers, settings=LONG, tab="tab-2")
+        ids = [(await anext(stream))[0]["chat"] for stream in (mine, other)]
+        runs = [handlers.runs.get(chat_id) for chat_id in ids]
+        handlers.unload(request())
+        for stream in (mine, other):
+            async for _ in stream:
+                pass
+        return runs[0], runs[1]
+
+    mine, other = asyncio.run(scenario())
+    assert mine.wait(30) and other.wait(30)
+    assert store.messages(mine.chat_id)[1].run.status == "stopped"
+    assert store.messages(other.chat_id)[1].run.status == "done"
+
+
+def test_a_refusal_is_said_in_place_and_gives_the_text_back(handlers: ChatHandlers) -> None:
+    (output,) = asyncio.run(collect(send(handlers, "tell me", {"temperature": "hot"})))
+    assert output[0]["error"] == "Temperature: 'hot' is not allowed, give a number from 0 (greedy) to 100."
+    assert output[0]["restore"] == "tell me" and output[0]["chat"] is None and not output[0]["running"]
+
+
+def test_the_page_opens_the_chat_of_its_address_and_an_empty_one_for_nonsense(
+    handlers: ChatHandlers, store: SessionStore
+) -> None:
+    chat_id = asyncio.run(collect(send(handlers)))[-1][0]["chat"]
+    (output,) = asyncio.run(collect(handlers.load(request(chat=str(chat_id)))))
+    assert output[0]["chat"] == chat_id and len(output[0]["messages"]) == 2 and is_view(output[3])
+    for nonsense in ("", "99999", "-1", "1;drop", "²", "9" * 40, "<img>"):
+        (output,) = asyncio.run(collect(handlers.load(request(chat=nonsense))))
+        assert output[0]["chat"] is None and output[0]["messages"] == [], nonsense
+
+
+def test_rename_delete_and_search_answer_with_the_list(handlers: ChatHandlers) -> None:
+    chat_id = asyncio.run(collect(send(handlers, "about whales")))[-1][0]["chat"]
+    asyncio.run(collect(send(handlers, "about trains")))
+    found = asyncio.run(handlers.search(event(query="WHALES")))
+    assert [session["id"] for session in found["sessions"]] == [chat_id] and found["query"] == "WHALES"
+    again, chats = asyncio.run(handlers.rename(event(id=chat_id, title="The sea", query="", chat=chat_id)))
+    assert again["title"] == "The sea" and "The sea" in [session["title"] for session in chats["sessions"]]
+    transcript, live, chats = asyncio.run(handlers.delete(event(id=chat_id, query="", chat=chat_id), request()))
+    assert transcript["chat"] is None and live == {"run": None} and len(chats["sessions"]) == 1
+
+
+def test_undo_gives_the_text_back(handlers: ChatHandlers) -> None:
+    chat_id = asyncio.run(collect(send(handlers)))[-1][0]["chat"]
+    transcript, _ = asyncio.run(handlers.undo(event(chat=chat_id)))
+    assert transcript["restore"] == "hello" and transcript["messages"] == []
+    transcript, _ = asyncio.run(handlers.undo(event(chat=chat_id)))
+    assert "no message yet" in transcript["error"]
+
+
+def test_retry_and_edit_stream_a_new_reply(handlers: ChatHandlers) -> None:
+    chat_id = asyncio.run(collect(send(handlers)))[-1][0]["chat"]
+    retried = asyncio.run(collect(handlers.retry(event(chat=chat_id, settings=LONG, system=""), request())))
+    assert [len(view["messages"]) for view in views_of(retried, 0)] == [1, 2]
+    edited = asyncio.run(
+        collect(handlers.edit(event(chat=chat_id, text="other", settings=SHORT, system=""), request()))
+    )
+    assert views_of(edited, 0)[-1]["messages"][0]["text"] == "other"
+
+
+def test_malformed_events_are_answered_and_not_raised(handlers: ChatHandlers) -> None:
+    for data in (
+        {},
+        {"chat": "1", "text": 5, "settings": [1], "system": None},
+        {"chat": True, "text": "", "settings": {}},
+    ):
+        outputs = asyncio.run(collect(handlers.send(event(**data), request())))
+        assert (outputs and outputs[-1][0]["chat"] is None) or outputs[-1][0]["messages"]

@@ -1,0 +1,190 @@
+"""Asking, retrying, editing and undoing against a real tiny engine and a real database."""
+
+import pytest
+
+from playground import Engine
+from playground.errors import PlaygroundError, RequestError
+from playground.sessions import SessionStore
+from playground.ui.runs import RunRegistry
+from playground.ui.turns import Turns, Wish, fit
+from tests.ui.conftest import ENDLESS, LONG, SHORT, TAB
+
+WISH = Wish(SHORT, "")
+
+
+@pytest.fixture
+def turns(engine: Engine, store: SessionStore):
+    turns = Turns(engine, store, RunRegistry())
+    yield turns
+    turns.runs.close()
+
+
+def ask(turns: Turns, chat_id: int | None, text: str, wish: Wish = WISH) -> int:
+    run = turns.ask(chat_id, text, wish, TAB)
+    assert run.wait(30) and run.problem is None
+    return run.chat_id
+
+
+def contents(store: SessionStore, chat_id: int) -> list[str]:
+    return [message.content for message in store.messages(chat_id) if message.role == "user"]
+
+
+def test_a_question_is_stored_before_its_reply_has_ended(turns: Turns, store: SessionStore) -> None:
+    run = turns.ask(None, "hello", Wish(ENDLESS, ""), TAB)
+    assert contents(store, run.chat_id) == ["hello"]
+    run.cancel()
+    assert run.wait(30)
+
+
+def test_a_reply_is_stored_with_metrics_configuration_and_parameters(
+    turns: Turns, store: SessionStore, engine: Engine
+) -> None:
+    reply = store.messages(ask(turns, None, "hello"))[1]
+    assert reply.run is not None and reply.run.status == "done"
+    assert reply.run.metrics["num_output_tokens"] == 4 and reply.run.metrics["finish_reason"] == "length"
+    assert reply.run.metrics["time_to_first_token"] > 0 and reply.run.metrics["kv_blocks_peak"] >= 1
+    assert reply.run.config["model"] == engine.config.model and reply.run.params["temperature"] == 0
+
+
+def test_a_cancelled_reply_keeps_its_text_as_stopped_and_frees_the_engine(
+    turns: Turns, store: SessionStore, engine: Engine
+) -> None:
+    run = turns.ask(None, "hello", Wish(ENDLESS, ""), TAB)
+    while run.progress().num_tokens < 5:
+        assert not run.ended
+    seen = run.progress().text
+    run.cancel()
+    assert run.wait(30)
+    reply = store.messages(run.chat_id)[1]
+    assert reply.run is not None and reply.run.status == "stopped"
+    assert reply.content.startswith(seen) and reply.content
+    assert engine.stats().kv_blocks_in_use == 0 and engine.stats().num_running == 0
+
+
+def test_one_chat_writes_one_reply_at_a_time(turns: Turns) -> None:
+    run = turns.ask(None, "hello", Wish(ENDLESS, ""), TAB)
+    with pytest.raises(RequestError, match="being written in this chat"):
+        turns.ask(run.chat_id, "again", WISH, TAB)
+    with pytest.raises(RequestError, match="stop it before"):
+        turns.undo(run.chat_id)
+    run.cancel()
+    assert run.wait(30)
+
+
+def test_a_refused_first_message_leaves_no_chat_behind(turns: Turns, store: SessionStore) -> None:
+    for text, wish in (
+        (" \n", WISH),
+        ("x" * 9000, WISH),
+        ("hi", Wish({"temperature": "-1"}, "")),
+        ("hi", Wish(SHORT, "y" * 9000)),
+    ):
+        with pytest.raises(RequestError) as refusal:
+            turns.ask(None, text, wish, TAB)
+        assert "\n" not in str(refusal.value)
+    assert store.list_chats() == []
+
+
+def test_a_refused_later_message_leaves_the_chat_as_it_was(turns: Turns, store: SessionStore) -> None:
+    chat_id = ask(turns, None, "hello")
+    before = store.messages(chat_id)
+    with pytest.raises(RequestError, match="too long"):
+        turns.ask(chat_id, "x" * 9000, WISH, TAB)
+    assert store.messages(chat_id) == before
+    ask(turns, chat_id, "still works")
+
+
+def test_a_deleted_chat_takes_no_message(turns: Turns, store: SessionStore) -> None:
+    chat_id = ask(turns, None, "hello")
+    turns.delete(chat_id)
+    with pytest.raises(PlaygroundError, match="no longer exists"):
+        turns.ask(chat_id, "hello?", WISH, TAB)
+    assert store.list_chats() == []
+
+
+def test_deleting_a_chat_in_mid_reply_stops_the_reply(turns: Turns, engine: Engine, store: SessionStore) -> None:
+    run = turns.ask(None, "hello", Wish(ENDLESS, ""), TAB)
+    turns.delete(run.chat_id)
+    assert run.wait(30) and engine.stats().num_running == 0 and store.list_chats() == []
+
+
+def test_retry_replaces_the_reply_and_keeps_the_question(turns: Turns, store: SessionStore) -> None:
+    chat_id = ask(turns, None, "hello", Wish({**LONG, "max_tokens": "8"}, ""))
+    old = store.messages(chat_id)
+    run = turns.retry(chat_id, Wish({**LONG, "max_tokens": "8", "seed": "2"}, ""), TAB)
+    assert run.wait(30)
+    new = store.messages(chat_id)
+    assert new[0] == old[0] and len(new) == 2 and new[1].id != old[1].id and new[1].content != old[1].content
+    assert {message.id for message in store.siblings(new[1].id)} == {old[1].id, new[1].id}
+
+
+def test_a_retry_that_is_refused_keeps_the_old_reply(turns: Turns, store: SessionStore) -> None:
+    chat_id = ask(turns, None, "hello")
+    before = store.messages(chat_id)
+    with pytest.raises(RequestError):
+        turns.retry(chat_id, Wish({"top_p": "7"}, ""), TAB)
+    assert store.messages(chat_id) == before
+
+
+def test_edit_asks_again_from_the_same_point_and_keeps_the_old_branch(turns: Turns, store: SessionStore) -> None:
+    chat_id = ask(turns, None, "one")
+    ask(turns, chat_id, "two")
+    run = turns.edit(chat_id, "two, but better", WISH, TAB)
+    assert run.wait(30)
+    assert contents(store, chat_id) == ["one", "two, but better"]
+    edited = store.messages(chat_id)[2]
+    assert [message.content for message in store.siblings(edited.id)] == ["two", "two, but better"]
+
+
+def test_undo_takes_one_turn_back_and_returns_its_text(turns: Turns, store: SessionStore) -> None:
+    chat_id = ask(turns, None, "one")
+    ask(turns, chat_id, "two")
+    assert turns.undo(chat_id) == "two"
+    assert contents(store, chat_id) == ["one"] and len(store.messages(chat_id)) == 2
+    assert turns.undo(chat_id) == "one"
+    assert store.messages(chat_id) == []
+    with pytest.raises(RequestError, match="no message yet"):
+        turns.undo(chat_id)
+
+
+def test_the_system_prompt_is_kept_with_the_chat_and_read_by_the_model(turns: Turns, store: SessionStore) -> None:
+    plain = store.messages(ask(turns, None, "hello"))[1]
+    chat_id = ask(turns, None, "hello", Wish(SHORT, "Speak like a pirate."))
+    chat = store.get_chat(chat_id)
+    assert chat is not None and chat.system_prompt == "Speak like a pirate."
+    prompted = store.messages(chat_id)[1]
+    assert prompted.run is not None and plain.run is not None
+    assert prompted.run.metrics["num_prompt_tokens"] > plain.run.metrics["num_prompt_tokens"] + 15
+
+
+def test_the_oldest_turns_are_left_out_when_the_context_is_full(
+    turns: Turns, store: SessionStore, engine: Engine
+) -> None:
+    chat_id = None
+    for number in range(6):
+        chat_id = ask(turns, chat_id, f"question {number} " + "x" * 1500)
+    assert chat_id is not None
+    messages = store.messages(chat_id)
+    fitted = fit(engine, "", messages[:-1], 64)
+    assert fitted.num_left_out > 0 and fitted.num_left_out % 2 == 0
+    assert len(fitted.token_ids) + 64 <= (engine.config.max_model_len or 0)
+    assert engine.tokenizer.decode(fitted.token_ids).count("question") == (len(messages) - fitted.num_left_out) // 2
+    last = messages[-1].run
+    assert last is not None and last.metrics["num_messages_left_out"] > 0
+
+
+def test_a_reply_that_cannot_be_stored_says_so_and_the_chat_goes_on(
+    turns: Turns, store: SessionStore, engine: Engine
+) -> None:
+    run = turns.ask(None, "hello", Wish(ENDLESS, ""), TAB)
+    store.delete_chat(run.chat_id)  # as another tab may
+    run.cancel()
+    assert run.wait(30)
+    assert run.problem is not None and "no longer exists" in run.problem
+    ask(turns, None, "next")
+
+
+def test_closing_the_registry_stores_what_was_being_written(turns: Turns, store: SessionStore) -> None:
+    runs = [turns.ask(None, f"hello {n}", Wish(ENDLESS, ""), TAB) for n in range(3)]
+    turns.runs.close(timeout=30)
+    for run in runs:
+        assert run.ended and store.messages(run.chat_id)[1].run.status == "stopped"
