@@ -177,8 +177,8 @@ class Engine:
         if needed > tables.pool.num_blocks:
             holds = tables.pool.num_blocks * tables.block_size
             raise RequestError(
-                f"{num_prompt} prompt tokens and up to {max_total_tokens - num_prompt} new ones need {needed} KV blocks of "
-                f"{tables.block_size}, but the pool has {tables.pool.num_blocks} ({holds} tokens): shorten the prompt, "
+                f"{num_prompt} prompt tokens and up to {max_total_tokens - num_prompt} new ones need {needed} KV blocks "
+                f"of {tables.block_size}, but the pool has {tables.pool.num_blocks} ({holds} tokens): shorten the prompt, "
                 "lower max_tokens, or raise num_kv_blocks."
             )
 

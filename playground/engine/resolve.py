@@ -36,7 +36,7 @@ def resolve_device(name: str) -> torch.device:
 def resolve_dtype(name: str, model_dtype: str | None, device: torch.device) -> torch.dtype:
     """`auto` is the checkpoint's own type, except where the device would be slow or wrong with it."""
     if name != "auto":
-        return getattr(torch, name)  # type: ignore[no-any-return]
+        return getattr(torch, name)
     wanted = getattr(torch, model_dtype or "float32", torch.float32)
     if wanted is torch.float64:
         return torch.float64
@@ -45,7 +45,7 @@ def resolve_dtype(name: str, model_dtype: str | None, device: torch.device) -> t
         return torch.bfloat16 if wanted is not torch.float32 and has_bf16 else torch.float32
     if wanted is torch.bfloat16 and not torch.cuda.is_bf16_supported():
         return torch.float16
-    return wanted  # type: ignore[no-any-return]
+    return wanted
 
 
 def resolve_config(
