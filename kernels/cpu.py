@@ -8,27 +8,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_FEW_ROWS = 8
+_FEW_ROWS = 16
 
 
 class RMSNorm:
-    """x / sqrt(mean(x^2) + eps) * weight.
+    """x / sqrt(mean(x^2) + eps) * weight, computed in float32 (or float64).
 
-    `F.rms_norm` is not one kernel on a CPU (12 us at one row of 576); `layer_norm` is. The layer norm of [x, -x] has
-    mean 0 and variance mean(x^2), so its first half is the RMS norm: 5 us, computed in float32, rounded once.
+    `F.rms_norm` is many kernels on a CPU: 12 us at one row of 576, 830 us at 1024 rows (bfloat16, one thread). For few
+    rows, one `layer_norm` of [x, -x] does it (mean 0, variance mean(x^2)): 5 us. For many, three passes: 520 us.
     """
 
-    __slots__ = ("_twice", "eps", "size", "weight")
+    __slots__ = ("_floor", "_root", "_twice", "eps", "size", "weight")
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         self.weight, self.eps, self.size = weight, eps, weight.shape[0]
         self._twice = torch.cat((weight, weight)) if weight.device.type == "cpu" else None
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self._floor = torch.tensor((eps * self.size) ** 0.5, dtype=wide)
+        self._root = self.size**0.5
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._twice is not None and x.shape[0] <= _FEW_ROWS:
-            both = F.layer_norm(torch.cat((x, -x), -1), (2 * self.size,), self._twice, None, self.eps)
-            return both[:, : self.size]
-        return F.rms_norm(x, (self.size,), self.weight, self.eps)
+        if self._twice is None:
+            return F.rms_norm(x, (self.size,), self.weight, self.eps)
+        if x.shape[0] <= _FEW_ROWS:
+            return torch.layer_norm(torch.cat((x, -x), -1), (2 * self.size,), self._twice, None, self.eps)[
+                :, : self.size
+            ]
+        wide = x.float() if x.dtype == torch.bfloat16 else x
+        norm = torch.hypot(torch.linalg.vector_norm(wide, 2, -1, True), self._floor)
+        return torch.mul(wide, norm.reciprocal_().mul_(self._root)).to(x.dtype).mul_(self.weight)
 
 
 class LayerNorm:

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOG2E = math.log2(math.e)
-# One more group costs a gather and an attention call, about what 400 padded tokens cost (25 us at 3 heads of 64).
-_GROUP_COST_TOKENS = 400
+# One more group costs a gather and an attention call, 45 us, about what 1000 padded tokens of 3 heads of 64 cost.
+_GROUP_COST_TOKENS = 1000
+# Blocks of at least this many tokens are read in place, sequence by sequence, instead of gathered.
+_LARGE_BLOCK = 256
 # Rows of queries that share one explicit mask: bounds its size and skips the keys that no row of the piece sees.
 _MASKED_ROWS = 512
 
@@ -31,6 +33,10 @@ class Piece:
     mask: Tensor | None
     """Added to the scores; broadcasts to [batch, 1, q, high - low]."""
     causal: bool
+    packed: bool = False
+    """One query per sequence: the heads of a group are its query rows."""
+    views: tuple[Tensor, Tensor] | None = None
+    """K and V as attention takes them, where they lie in the same scratch memory in every layer."""
 
 
 @dataclass(slots=True)
@@ -40,7 +46,7 @@ class Group:
     batch: int
     num_blocks: int
     index: Tensor | None
-    """int64 [batch * Hkv * num_blocks]: rows of the cache seen as [num_blocks * Hkv, block_size * D]."""
+    """int64 [2 * batch * Hkv * num_blocks]: rows of K and V, seen as one [2 * cache blocks * Hkv, block_size * D]."""
     first_block: int
     """Where no index: the group's keys are the cache blocks [first_block, first_block + batch), used in place."""
     pieces: list[Piece] = field(default_factory=list)
@@ -106,6 +112,7 @@ class PagedPlan:
         window: int | None,
         dtype: torch.dtype,
     ) -> None:
+        self.cache_shape = cache_shape
         self.num_kv_heads, self.block_size = cache_shape[1], cache_shape[2]
         self.window, self.dtype, self.table = window, dtype, block_table
         self.groups: list[Group] = []
@@ -138,7 +145,7 @@ class PagedPlan:
             (0 if window is None else max(0, n - window)) - first * size for n, first in zip(lens, firsts, strict=True)
         ]
         highs = [n - first * size for n, first in zip(lens, firsts, strict=True)]
-        if len(sequences) > 1 and max(blocks) == 1 and size >= _GROUP_COST_TOKENS:
+        if len(sequences) > 1 and max(blocks) == 1 and size >= _LARGE_BLOCK:
             # One large block a sequence (contiguous cache): reading in place beats one copy of everything.
             return [g for i, s in enumerate(sequences) for g in self._decode_groups([s], kv_lens, row + i)]
         group = self._gather(sequences, firsts, blocks)
@@ -148,7 +155,7 @@ class PagedPlan:
             keys = torch.arange(low, high, device=self.table.device)
             bounds = torch.tensor([lows, highs], device=self.table.device)[:, :, None]
             mask = self._additive((keys >= bounds[0]) & (keys < bounds[1]))[:, None, None, :]
-        group.pieces.append(Piece(row, row + len(sequences), low, high, mask, False))
+        group.pieces.append(Piece(row, row + len(sequences), low, high, mask, causal=False, packed=True))
         return [group]
 
     def _chunk_group(self, sequence: int, q_len: int, kv_len: int, row: int) -> list[Group]:
@@ -173,6 +180,7 @@ class PagedPlan:
         ids = torch.where(used, self.table[rows, torch.where(used, columns + counts[0], 0)], 0).long()
         heads = torch.arange(self.num_kv_heads, device=device)[:, None]
         index = (ids[:, None, :] * self.num_kv_heads + heads).reshape(-1)
+        index = torch.cat((index, index + self.cache_shape[0] * self.num_kv_heads))
         return Group(len(sequences), most, index, 0)
 
     def _additive(self, seen: Tensor) -> Tensor:
@@ -185,25 +193,33 @@ class PagedPlan:
         v_cache: Tensor,
         *,
         scale: float,
-        workspaces: tuple[Workspace, Workspace],
+        workspace: Workspace,
+        pages: Tensor | None = None,
         naive: bool = False,
         softcap: float | None = None,
         scales: tuple[Tensor, Tensor] | None = None,
         lse: Tensor | None = None,
     ) -> Tensor:
-        """q [T, Hq, D] in group order -> [T, Hq, D]; fills `lse` [T, Hq] (base 2) where given."""
-        whole = self.complete and len(self.groups) == 1 and len(self.groups[0].pieces) == 1
-        out = (
-            None
-            if whole
-            else (torch.empty_like if self.complete else torch.zeros_like)(q, memory_format=torch.contiguous_format)
-        )
-        k_scale, v_scale = scales if scales is not None else (None, None)
+        """q [T, Hq, D] in group order -> [T, Hq, D]; fills `lse` [T, Hq] (base 2) where given.
+
+        `pages` is both caches as one [2 * num_blocks * Hkv, block_size * D], where they lie in one piece of memory:
+        then one call gathers both. Calls for different layers must share the workspace and differ in nothing else.
+        """
+        out: Tensor | None = None
+        if not (self.complete and len(self.groups) == 1 and len(self.groups[0].pieces) == 1):
+            make = torch.empty if self.complete else torch.zeros
+            out = make(q.shape, dtype=q.dtype, device=q.device)
         for group in self.groups:
-            k = self._keys(group, k_cache, workspaces[0], q.dtype, k_scale)
-            v = self._keys(group, v_cache, workspaces[1], q.dtype, v_scale)
+            k, v = self._keys_and_values(group, k_cache, v_cache, pages, workspace)
+            steady = group.index is not None and scales is None and k.dtype == q.dtype
+            if not steady:
+                k = _dequantize(k, self._scales(group, scales, 0), q.dtype)
+                v = _dequantize(v, self._scales(group, scales, 1), q.dtype)
             for piece in group.pieces:
-                part, part_lse = attend_piece(q, k, v, piece, scale, naive, softcap, lse is not None)
+                views = piece.views or piece_views(k, v, piece, q.shape[1])
+                if steady:
+                    piece.views = views
+                part, part_lse = attend_piece(q, *views, piece, scale, naive, softcap, lse is not None)
                 if lse is not None and part_lse is not None:
                     lse[piece.start : piece.stop] = part_lse
                 if out is None:
@@ -212,19 +228,34 @@ class PagedPlan:
         assert out is not None
         return out
 
-    def _keys(self, group: Group, cache: Tensor, space: Workspace, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
-        """The group's keys or values as [batch, Hkv, num_blocks * block_size, D]."""
-        heads, size, dim = cache.shape[1:]
+    def _keys_and_values(
+        self, group: Group, k_cache: Tensor, v_cache: Tensor, pages: Tensor | None, workspace: Workspace
+    ) -> tuple[Tensor, Tensor]:
+        """The group's keys and values, each [batch, Hkv, num_blocks * block_size, D], as stored."""
         if group.index is None:
-            pages = cache[group.first_block : group.first_block + group.batch]
-            return _dequantize(pages, None if scales is None else scales[group.first_block][None], dtype)
-        table = cache.view(-1, size * dim) if cache.is_contiguous() else cache.reshape(-1, size * dim)
-        pages = space.take(group.index.shape[0] * size * dim, cache).view(-1, size * dim)
-        torch.index_select(table, 0, group.index, out=pages)
-        pages = pages.view(group.batch, heads, group.num_blocks * size, dim)
-        if scales is not None:
-            scales = scales.reshape(-1, size).index_select(0, group.index).view(pages.shape[:3])
-        return _dequantize(pages, scales, dtype)
+            blocks = slice(group.first_block, group.first_block + group.batch)
+            return k_cache[blocks], v_cache[blocks]
+        _, heads, size, dim = self.cache_shape
+        count = group.index.shape[0]
+        gathered = workspace.take(count * size * dim, k_cache).view(count, size * dim)
+        if pages is not None:
+            torch.index_select(pages, 0, group.index, out=gathered)
+        else:
+            index = group.index[: count // 2]
+            for half, cache in zip(gathered.chunk(2), (k_cache, v_cache), strict=True):
+                torch.index_select(cache.reshape(-1, size * dim), 0, index, out=half)
+        k, v = gathered.view(2, group.batch, heads, group.num_blocks * size, dim).unbind(0)
+        return k, v
+
+    def _scales(self, group: Group, scales: tuple[Tensor, Tensor] | None, side: int) -> Tensor | None:
+        """Scales of the group's keys (0) or values (1), [batch, Hkv, num_blocks * block_size]."""
+        if scales is None:
+            return None
+        if group.index is None:
+            return scales[side][group.first_block : group.first_block + group.batch]
+        _, heads, size, _ = self.cache_shape
+        index = group.index[: group.index.shape[0] // 2]
+        return scales[side].reshape(-1, size).index_select(0, index).view(group.batch, heads, -1)
 
 
 def _dequantize(pages: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -271,32 +302,42 @@ def chunk_pieces(
     return pieces
 
 
+def piece_views(k: Tensor, v: Tensor, piece: Piece, num_heads: int) -> tuple[Tensor, Tensor]:
+    """The piece's keys and values, from [batch, Hkv, S, D].
+
+    Packed pieces take them as they are. One sequence with many queries: KV heads take the batch's place and the heads
+    of a group all read the same keys.
+    """
+    if piece.low != 0 or piece.high != k.shape[2]:
+        k, v = k[:, :, piece.low : piece.high], v[:, :, piece.low : piece.high]
+    if piece.packed:
+        return k, v
+    shape = (k.shape[1], num_heads // k.shape[1], k.shape[2], k.shape[3])
+    return k[0, :, None].expand(shape), v[0, :, None].expand(shape)
+
+
 def attend_piece(
     q: Tensor, k: Tensor, v: Tensor, piece: Piece, scale: float, naive: bool, softcap: float | None, want_lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """One attention call: q [T, Hq, D], k and v [batch, Hkv, S, D] -> [rows, Hq, D] and the base-2 lse [rows, Hq]."""
-    rows, kv_heads, heads, dim = piece.stop - piece.start, k.shape[1], q.shape[1], q.shape[2]
-    group = heads // kv_heads
-    q = q[piece.start : piece.stop].view(rows, kv_heads, group, dim)
-    if piece.low != 0 or piece.high != k.shape[2]:
-        k, v = k[:, :, piece.low : piece.high], v[:, :, piece.low : piece.high]
-    decode = k.shape[0] == rows
-    if not decode:  # one sequence: KV heads take the batch's place, the group's heads read the same keys
-        q = q.permute(1, 2, 0, 3)
-        k = k[0, :, None].expand(kv_heads, group, -1, dim)
-        v = v[0, :, None].expand(kv_heads, group, -1, dim)
-    if naive or softcap is not None:
+    """One attention call: q [T, Hq, D], k and v from `piece_views` -> [rows, Hq, D] and the base-2 lse [rows, Hq]."""
+    rows, heads, dim = piece.stop - piece.start, q.shape[1], q.shape[2]
+    if rows != q.shape[0]:
+        q = q[piece.start : piece.stop]
+    if piece.packed:
+        q = q.view(rows, k.shape[1], heads // k.shape[1], dim)
+    else:
+        q = q.view(rows, k.shape[0], k.shape[1], dim).permute(1, 2, 0, 3)
+    lse: Tensor | None = None
+    if naive or softcap is not None or (want_lse and q.device.type != "cpu"):
         out, lse = materialised(q, k, v, piece, scale, softcap)
-    elif want_lse and q.device.type == "cpu":
+    elif want_lse:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, piece.causal, attn_mask=piece.mask, scale=scale
         )
         lse = lse * LOG2E
-    elif want_lse:
-        out, lse = materialised(q, k, v, piece, scale, softcap)
     else:
-        out, lse = F.scaled_dot_product_attention(q, k, v, piece.mask, 0.0, piece.causal, scale=scale), None
-    if decode:
+        out = F.scaled_dot_product_attention(q, k, v, piece.mask, 0.0, piece.causal, scale=scale)
+    if piece.packed:
         return out.reshape(rows, heads, dim), None if lse is None else lse.reshape(rows, heads)
     out = out.permute(2, 0, 1, 3).reshape(rows, heads, dim)
     return out, None if lse is None else lse.permute(2, 0, 1).reshape(rows, heads)
@@ -337,7 +378,8 @@ def varlen_attention(
     for length, parts in zip(query_lens, pieces, strict=True):
         own_k, own_v = (t[row : row + length].transpose(0, 1)[None] for t in (k, v))
         for piece in parts:
-            out[piece.start : piece.stop] = attend_piece(q, own_k, own_v, piece, scale, naive, None, False)[0]
+            views = piece_views(own_k, own_v, piece, q.shape[1])
+            out[piece.start : piece.stop] = attend_piece(q, *views, piece, scale, naive, None, False)[0]
         row += length
     return out
 
@@ -366,7 +408,8 @@ def dense_attention(
     for b in range(batch):
         keys, values = (t[b].transpose(0, 1)[None] for t in (k, v))
         for piece in pieces:
-            part, part_lse = attend_piece(q[b], keys, values, piece, scale, False, softcap, want_lse)
+            views = piece_views(keys, values, piece, heads)
+            part, part_lse = attend_piece(q[b], *views, piece, scale, False, softcap, want_lse)
             out[b, piece.start : piece.stop] = part
             if lse is not None and part_lse is not None:
                 lse[b, piece.start : piece.stop] = part_lse

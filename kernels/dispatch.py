@@ -113,7 +113,7 @@ def paged_attention(
         k_cache,
         v_cache,
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        workspaces=(cpu_attention.Workspace(), cpu_attention.Workspace()),
+        workspace=cpu_attention.Workspace(),
         softcap=softcap,
         scales=None if k_scale is None or v_scale is None else (k_scale, v_scale),
         lse=lse,

@@ -4,7 +4,7 @@ Inference only, few and large torch calls. Owns its weights and scratch buffers;
 KV cache only where to write and what to read. One thread at a time may call `forward`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu import LayerNorm, RMSNorm, rope_, swiglu
+from kernels.cpu import LayerNorm, RMSNorm, rope_
 from kernels.cpu_attention import (
     PagedPlan,
     Piece,
@@ -25,22 +25,14 @@ from kernels.cpu_attention import (
 from playground.models.batch import ModelBatch
 from playground.models.config import DecoderConfig
 from playground.models.kv_cache import KVCache
-from playground.models.linear import Linear
+from playground.models.linear import ACTIVATIONS, GatedLinear, Linear
 
 Norm = RMSNorm | LayerNorm
-
-ACTIVATION_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-}
 
 
 @dataclass(slots=True)
 class Layer:
-    """Weights of one layer; `up` holds gate and up where the MLP is gated."""
+    """Weights of one layer; `up` holds gate, activation and up where the MLP is gated."""
 
     attn_norm: Norm
     qkv: Linear
@@ -48,7 +40,7 @@ class Layer:
     """[Hq + Hkv, D]: the norm weight of each query and key head."""
     out: Linear
     mlp_norm: Norm
-    up: Linear
+    up: Linear | GatedLinear
     down: Linear
     window: int | None
 
@@ -93,11 +85,11 @@ class Decoder:
         self.dtype, self.device = dtype, device
         self.naive = attention == "naive"
         self._rope = _RopeTable(config, dtype, device) if config.positions == "rope" else None
-        self._workspaces = (Workspace(), Workspace())
+        self._workspace = Workspace()
         self._scale = config.head_dim**-0.5
         self._windows = sorted(set(config.layer_windows), key=str)
-        self._activation = ACTIVATION_FUNCTIONS[config.activation]
-        self._swiglu = config.gated_mlp and config.activation == "silu"
+        self._gated = config.gated_mlp
+        self._activation = ACTIVATIONS[config.activation]
 
     @torch.inference_mode()
     def forward(self, batch: ModelBatch, kv_cache: KVCache | None) -> Tensor:
@@ -171,7 +163,8 @@ class Decoder:
                 kv_cache.k[number],
                 kv_cache.v[number],
                 scale=self._scale,
-                workspaces=self._workspaces,
+                workspace=self._workspace,
+                pages=kv_cache.pages[number],
                 naive=self.naive,
             )
         else:
@@ -181,15 +174,8 @@ class Decoder:
         return layer.out.plus(out.reshape(x.shape[0], num_q * dim), x)
 
     def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
-        up = layer.up(layer.mlp_norm(x))
-        if self._swiglu:
-            inner = swiglu(up)
-        elif self.config.gated_mlp:
-            gate, up = up.chunk(2, dim=-1)
-            inner = self._activation(gate).mul_(up)
-        else:
-            inner = self._activation(up)
-        return layer.down.plus(inner, x)
+        normed = layer.mlp_norm(x)
+        return layer.down.plus(layer.up(normed) if self._gated else self._activation(layer.up(normed)), x)
 
     def _logits(self, x: Tensor, rows: Tensor) -> Tensor:
         if rows.shape[0] == 0:

@@ -37,6 +37,10 @@ class KVCache:
         blocks = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
         self.kv: list[Tensor] = [rows[:-1].view(2, *blocks) for rows in self.rows]
         """Per layer [2, num_blocks, num_kv_heads, block_size, head_dim]."""
+        self.pages: list[Tensor] = [
+            rows[:-1].view(2 * num_blocks * config.num_kv_heads, block_size * config.head_dim) for rows in self.rows
+        ]
+        """Per layer [2 * num_blocks * num_kv_heads, block_size * head_dim]: what one gather of K and V reads."""
         self.k: list[Tensor] = [kv[0] for kv in self.kv]
         self.v: list[Tensor] = [kv[1] for kv in self.kv]
 

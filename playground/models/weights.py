@@ -14,7 +14,7 @@ from kernels.cpu import LayerNorm, RMSNorm
 from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights, Layer, Norm
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
-from playground.models.linear import Linear
+from playground.models.linear import GatedLinear, Linear
 
 
 class TensorSource(Protocol):
@@ -77,8 +77,8 @@ class _Builder:
             return RMSNorm(weight, self.config.norm_eps)
         return LayerNorm(weight, self.plain(f"{name}.bias", shapes), self.config.norm_eps)
 
-    def linear(self, role: Literal["qkv", "out", "up", "down"], number: int) -> Linear:
-        """One matrix of ours from one or several of the checkpoint's, stacked along the outputs."""
+    def linear(self, role: Literal["qkv", "out", "up", "down"], number: int) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of ours from one or several matrices of the checkpoint, stacked along the outputs."""
         parts = linear_parts(self.config, role)
         total = sum(outputs for _, outputs in parts)
         weight = self.empty(total, linear_inputs(self.config, role))
@@ -89,7 +89,13 @@ class _Builder:
             if bias is not None:
                 self._fill(f"{name.format(number)}.bias", bias[row : row + outputs])
             row += outputs
-        return Linear(weight, bias)
+        return weight, bias
+
+    def up(self, number: int) -> Linear | GatedLinear:
+        weight, bias = self.linear("up", number)
+        if not self.config.gated_mlp:
+            return Linear(weight, bias)
+        return GatedLinear(weight, bias, self.config.activation)
 
     def _fill(self, name: str, target: Tensor) -> None:
         turned = self.config.family.transposed and target.ndim == 2
@@ -104,12 +110,12 @@ class _Builder:
             qk_norm = torch.cat((q_weight.expand(config.num_heads, -1), k_weight.expand(config.num_kv_heads, -1)))
         return Layer(
             attn_norm=self.norm(names.attn_norm.format(number), shapes),
-            qkv=self.linear("qkv", number),
+            qkv=Linear(*self.linear("qkv", number)),
             qk_norm=qk_norm,
-            out=self.linear("out", number),
+            out=Linear(*self.linear("out", number)),
             mlp_norm=self.norm(names.mlp_norm.format(number), shapes),
-            up=self.linear("up", number),
-            down=self.linear("down", number),
+            up=self.up(number),
+            down=Linear(*self.linear("down", number)),
             window=config.layer_windows[number],
         )
 
@@ -121,7 +127,7 @@ def _copy(target: Tensor, tensor: Tensor) -> None:
 def weights_nbytes(weights: DecoderWeights) -> int:
     """Bytes of all weights, a tied head counted once."""
     tensors = [weights.embed] + ([] if weights.positions is None else [weights.positions])
-    linears = [] if weights.head.weight is weights.embed else [weights.head]
+    linears: list[Linear | GatedLinear] = [] if weights.head.weight is weights.embed else [weights.head]
     norms = [weights.final_norm]
     for layer in weights.layers:
         linears += [layer.qkv, layer.out, layer.up, layer.down]
