@@ -176,9 +176,10 @@ class Engine:
         needed = self._scheduler.max_blocks(max_total_tokens - 1)  # the last token's own KV is never needed
         if needed > tables.pool.num_blocks:
             pool, size = tables.pool.num_blocks, tables.block_size
+            num_new = max_total_tokens - num_prompt
             raise RequestError(
-                f"{num_prompt} prompt tokens and up to {max_total_tokens - num_prompt} new ones need {needed} KV blocks, "
-                f"but the pool has {pool} of {size} tokens: shorten the prompt, lower max_tokens, or raise num_kv_blocks."
+                f"{num_prompt} prompt tokens and up to {num_new} new ones need {needed} KV blocks, but the pool has "
+                f"{pool} of {size} tokens: shorten the prompt, lower max_tokens, or raise num_kv_blocks."
             )
 
     def _abort(self, request_ids: Sequence[int]) -> None:
