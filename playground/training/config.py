@@ -100,6 +100,8 @@ class TrainConfig(_Part):
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     compile: bool = True
     num_threads: int | None = Field(default=None, ge=1)
+    workers: int = Field(default=1, ge=1)
+    """Processes that share every batch; on a CPU one single-threaded worker per core beats one process with threads."""
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     eval_minutes: float = Field(default=8.0, gt=0)
     eval_tokens_per_source: int = Field(default=8192, ge=0)
@@ -113,6 +115,10 @@ class TrainConfig(_Part):
     @model_validator(mode="after")
     def _lengths_fit(self) -> TrainConfig:
         for stage in self.stages:
+            if stage.batch_size % self.workers:
+                raise ValueError(
+                    f"stage {stage.name!r} has batch_size={stage.batch_size}, not a multiple of workers={self.workers}"
+                )
             if stage.length > self.model.max_position_embeddings:
                 raise ValueError(
                     f"stage {stage.name!r} has length {stage.length}, above the model's "

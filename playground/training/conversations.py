@@ -162,10 +162,14 @@ def fact(rng: random.Random) -> list[Turn]:
     if rng.random() < 0.35:
         unknown = PHRASES["unknown"]
         fill = {
-            "place": rng.choice(unknown["places"]), "big": str(rng.randint(101, 2030)), "big2": str(rng.randint(21, 999)),
-            "title": rng.choice(unknown["titles"]), "name": rng.choice(NAMES), "thing": rng.choice(THINGS),
+            "place": rng.choice(unknown["places"]),
+            "big": str(rng.randint(101, 2030)),
+            "big2": str(rng.randint(21, 999)),
+            "title": rng.choice(unknown["titles"]),
+            "name": rng.choice(NAMES),
+            "thing": rng.choice(THINGS),
             "a_thing": article(rng.choice(THINGS)),
-        }  # fmt: skip
+        }
         return exchange(rng, unknown["questions"], unknown["answers"], **fill)
     question = rng.choice(list(PHRASES["facts"]))
     answer = PHRASES["facts"][question]
@@ -187,7 +191,7 @@ def pets(rng: random.Random) -> list[Turn]:
 
 def news(rng: random.Random) -> list[Turn]:
     thing = rng.choice(THINGS)
-    fill = {"thing": thing, "animal": rng.choice(ANIMALS), "food": rng.choice(FOODS)}
+    fill = {"thing": thing, "a_thing": article(thing), "animal": rng.choice(ANIMALS), "food": rng.choice(FOODS)}
     if rng.random() < 0.4:
         return exchange(rng, _FOLLOW["happenings"], _FOLLOW["comfort"], **fill)
     return exchange(rng, _FOLLOW["good_news"], _FOLLOW["cheers"], **fill)

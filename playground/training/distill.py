@@ -24,6 +24,7 @@ from playground.training.generation import generate
 from playground.training.model import IGNORE_INDEX, ModelShape, TrainableLlama
 from playground.training.tokenizer import load_tokenizer, save_tokenizer
 from playground.training.trainer import LossFunction, Trainer
+from playground.training.workers import Group
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ TEACHER_BATCH = 128
 
 
 class Distiller(Trainer):
-    def __init__(self, config: TrainConfig, resume: bool) -> None:
+    def __init__(self, config: TrainConfig, resume: bool, group: Group | None = None) -> None:
         if config.distill is None:
             raise ConfigError("a distillation needs a [distill] table with the teacher's folder.")
         self.settings = config.distill
@@ -41,14 +42,15 @@ class Distiller(Trainer):
             raise ConfigError(
                 f"no teacher model in {self.teacher_folder}; train the target first or correct distill.teacher."
             )
-        super().__init__(config, resume)
+        super().__init__(config, resume, group)
         self.teacher = load_model(self.teacher_folder, self.model.compute_dtype).to(self.device)
         self.teacher.requires_grad_(False)
 
     def _tokenizer(self) -> Tokenizer:
         """Always the teacher's: draft and target must agree on every id."""
         tokenizer = load_tokenizer(self.teacher_folder)
-        save_tokenizer(tokenizer, self.output, self.config.model.max_position_embeddings)
+        if self.group.rank == 0:
+            save_tokenizer(tokenizer, self.output, self.config.model.max_position_embeddings)
         return tokenizer
 
     def loss_function(self) -> LossFunction:

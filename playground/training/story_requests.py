@@ -59,11 +59,16 @@ class StoryStatistics:
         return self.determined[word] >= 3 and self.determined[word] > 0.45 * self.lowercase[word]
 
 
+_SPEECH = "said|asked|replied|shouted|yelled|cried|answered|exclaimed|whispered|called|thought|screamed"
+_SAYS = rf"(?:[a-z]+ ){{0,3}}?(?:{_SPEECH})\b"
+_SENTENCE_START = re.compile(rf"(^|[.!?] +|\n+|[.!?]\" +(?!{_SAYS}))(\"?)([a-z])")
+
+
 def truecase(text: str, stats: StoryStatistics) -> str:
     """Capitals at sentence starts, after an opening quote, for "I" and for words the cased corpus capitalises."""
     text = re.sub(r"\b[a-z]+\b", lambda m: m.group().capitalize() if stats.is_name(m.group()) else m.group(), text)
     text = re.sub(r"\bi\b", "I", text)
-    text = re.sub(r"(^|[.!?]\"? +|\n+)(\"?)([a-z])", lambda m: m[1] + m[2] + m[3].upper(), text)
+    text = _SENTENCE_START.sub(lambda m: m[1] + m[2] + m[3].upper(), text)
     return re.sub(r"((?:^|[\s])\")([a-z])", lambda m: m[1] + m[2].upper(), text)
 
 

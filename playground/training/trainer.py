@@ -27,8 +27,9 @@ from playground.training.config import StageConfig, TrainConfig, load_config
 from playground.training.data import Corpus, Rows, build_rows
 from playground.training.evaluate import bits_per_byte, reply
 from playground.training.export import export_model
-from playground.training.model import TrainableLlama
+from playground.training.model import IGNORE_INDEX, TrainableLlama
 from playground.training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from playground.training.workers import Group, start_helpers
 
 log = logging.getLogger(__name__)
 
@@ -50,30 +51,57 @@ class TrainingInterrupted(PlaygroundError):
 def train(config_path: Path, resume: bool = False, stop_after_steps: int | None = None) -> Path:
     """Trains as the file says, from the newest checkpoint if `resume`; returns the folder of the exported model."""
     config = load_config(Path(config_path))
-    if config.distill is not None:
-        from playground.training.distill import Distiller  # the trainer's subclass: imported late to avoid a cycle
+    group, helpers = start_helpers(config.workers, _help, config, resume, stop_after_steps)
+    try:
+        return _make(config, resume, group).run(stop_after_steps)
+    finally:
+        group.close()
+        for helper in helpers:
+            helper.join(timeout=60)
 
-        return Distiller(config, resume).run(stop_after_steps)
-    return Trainer(config, resume).run(stop_after_steps)
+
+def _make(config: TrainConfig, resume: bool, group: Group) -> Trainer:
+    if config.distill is None:
+        return Trainer(config, resume, group)
+    from playground.training.distill import Distiller  # a subclass of Trainer: imported late to avoid a cycle
+
+    return Distiller(config, resume, group)
+
+
+def _help(rank: int, size: int, port: int, config: TrainConfig, resume: bool, stop_after_steps: int | None) -> None:
+    """What a helper process runs: the same loop on its share of the rows, in silence."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; rank 0 decides
+    group = Group(rank, size, port)
+    try:
+        _make(config, resume, group).run(stop_after_steps)
+    except TrainingInterrupted:
+        pass
+    finally:
+        group.close()
 
 
 class Trainer:
     """One run. Subclasses change the loss (`loss_function`) and the epoch's rows (`build_epoch`)."""
 
-    def __init__(self, config: TrainConfig, resume: bool) -> None:
+    def __init__(self, config: TrainConfig, resume: bool, group: Group | None = None) -> None:
         self.config = config
+        self.group = group or Group()
         self.output = Path(config.output_dir)
         self.device = resolve_device(config.device)
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
-        if not resume and checkpoints(self.output):
+        if self.group.rank == 0 and not resume and checkpoints(self.output):
             raise ConfigError(
                 f"{self.output} already holds checkpoints; continue with --resume or choose another output_dir."
             )
         self.output.mkdir(parents=True, exist_ok=True)
         names = {name for stage in config.stages for name in stage.mix}
         self.corpus = Corpus(Path(config.data_dir), names, config.seed, config.generated_documents)
+        if self.group.rank > 0:
+            self.group.wait()  # for the tokenizer that rank 0 writes
         self.tokenizer = self._tokenizer()
+        if self.group.rank == 0:
+            self.group.wait()
         shape = config.model.shape(self.tokenizer.get_vocab_size())
         self.model = TrainableLlama(shape, getattr(torch, config.dtype))
         self.model.initialise(config.seed)
@@ -90,6 +118,7 @@ class Trainer:
         self.durations: deque[float] = deque(maxlen=50)
         self.rows: tuple[tuple[int, int], Rows] | None = None
         self.stop_requested = False
+        self.clock = self.progress.active_seconds
         self.last_eval = self.progress.active_seconds
 
     def run(self, stop_after_steps: int | None = None) -> Path:
@@ -100,9 +129,11 @@ class Trainer:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+        target = Path(self.config.export_dir) if self.config.export_dir else self.output / "export"
+        if self.group.rank > 0:
+            return target
         self._evaluate()
         self._save()
-        target = Path(self.config.export_dir) if self.config.export_dir else self.output / "export"
         export_model(self.model, self.tokenizer, target)
         log.info("done: %d steps, %d tokens, exported to %s", self.progress.step, self.progress.tokens, target)
         return target
@@ -141,28 +172,30 @@ class Trainer:
         log.info("stage %s from step %d", stage.name, progress.step)
         while self._used() < end:
             started = time.monotonic()
-            inputs, targets = self._next_batch(stage)
+            inputs, targets, weight = self._next_batch(stage)
             rate = learning_rate(config, progress.step, self._used())
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             loss = loss_function(inputs, targets)
-            loss.backward()
+            (loss * weight).backward()
+            parameters = self.model.parameters()
+            progress.active_seconds, stop = self.group.average_gradients(parameters, self.clock, self.stop_requested)
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.schedule.clip_norm)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
             progress.step += 1
-            progress.tokens += inputs.numel()
+            progress.tokens += stage.length * stage.batch_size
             progress.batch += 1
-            if progress.step % 10 == 0 or progress.step == 1:
+            if self.group.rank == 0 and (progress.step % 10 == 0 or progress.step == 1):
                 self._log(stage, float(loss.detach()), float(norm), rate)
-            progress.active_seconds += self._active(time.monotonic() - started)
+            self.clock += self._active(time.monotonic() - started)
             if progress.active_seconds - self.last_eval >= 60 * config.eval_minutes:
                 self._evaluate()
                 self.last_eval = progress.active_seconds
-            if self.stop_requested or (stop_after_steps is not None and progress.step >= stop_after_steps):
+            if stop or (stop_after_steps is not None and progress.step >= stop_after_steps):
                 self._save()
                 raise TrainingInterrupted(
-                    f"training stopped at step {progress.step}; its state is saved in {self.output}, continue with --resume."
+                    f"training stopped at step {progress.step}; its state is in {self.output}, continue with --resume."
                 )
             if progress.active_seconds - last_save >= 60 * config.checkpoint_minutes:
                 self._save()
@@ -170,7 +203,8 @@ class Trainer:
         progress.stage += 1
         progress.epoch = progress.batch = 0
 
-    def _next_batch(self, stage: StageConfig) -> tuple[Tensor, Tensor]:
+    def _next_batch(self, stage: StageConfig) -> tuple[Tensor, Tensor, float]:
+        """This process's inputs and targets, and what its mean loss weighs in the batch's."""
         progress = self.progress
         while True:
             key = (progress.stage, progress.epoch)
@@ -186,7 +220,11 @@ class Trainer:
                 )
             progress.epoch, progress.batch = progress.epoch + 1, 0
         inputs, targets = rows.batch(progress.batch, stage.batch_size)
-        return torch.from_numpy(inputs).to(self.device), torch.from_numpy(targets).to(self.device)
+        share, every = self.group.share, torch.from_numpy(targets)
+        mine = share(every)
+        counted, total = int((mine != IGNORE_INDEX).sum()), int((every != IGNORE_INDEX).sum())
+        weight = counted * self.group.size / max(1, total)  # so that the average is the mean over the whole batch
+        return share(torch.from_numpy(inputs)).to(self.device), mine.to(self.device), weight
 
     def _used(self) -> float:
         """What is used of the budget: minutes of work, or tokens."""
@@ -225,6 +263,8 @@ class Trainer:
         ]
 
     def _save(self) -> None:
+        if self.group.rank > 0:
+            return
         folder = save_checkpoint(self.output, self.model, self.optimizer, self.progress)
         log.info("saved %s", folder)
 
@@ -240,6 +280,8 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Held-out bits per byte per source and a few samples, appended to eval.jsonl and samples.md."""
+        if self.group.rank > 0:
+            return
         stage = self.config.stages[min(self.progress.stage, len(self.config.stages) - 1)]
         scores: dict[str, float] = {}
         for name, documents in self.corpus.held_out.items():
