@@ -140,26 +140,42 @@ def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path: Path, next_re
     assert query(path, "SELECT content FROM message ORDER BY id") == [("question",), ("answer",)]
 
 
-def test_many_stores_opening_an_older_file_at_once_upgrade_it_once(tmp_path: Path, next_revision):
-    path = first_revision_file(tmp_path / "chats.db")
-    next_revision()
+def open_and_write_at_once(paths: list[Path]) -> list[Exception]:
+    """Open a store on each path, all at the same time, and store a turn in it; the errors met."""
     errors: list[Exception] = []
+    together = threading.Barrier(len(paths))
 
-    def open_and_write() -> None:
+    def open_and_write(path: Path) -> None:
         try:
+            together.wait(timeout=10)
             with SessionStore(path) as store:
                 turn(store, store.create_chat().id, None, "q", "a")
         except Exception as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=open_and_write) for _ in range(6)]
+    threads = [threading.Thread(target=open_and_write, args=(path,)) for path in paths]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert errors == []
+    return errors
+
+
+def test_many_stores_opening_an_older_file_at_once_upgrade_it_once(tmp_path: Path, next_revision):
+    path = first_revision_file(tmp_path / "chats.db")
+    next_revision()
+    assert open_and_write_at_once([path] * 6) == []
     assert query(path, "SELECT count(*) FROM chat") == [(7,)]
     assert query(path, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert [copy.name for copy in tmp_path.glob("*.bak")] == ["chats.db.schema-0001.bak"]
+
+
+def test_stores_on_different_files_are_made_side_by_side(tmp_path: Path):
+    paths = [tmp_path / f"{number}.db" for number in range(6)]
+    assert open_and_write_at_once(paths) == []
+    for path in paths:
+        assert query(path, "SELECT version_num FROM alembic_version") == [(schema.SCHEMA_REVISION,)]
+        assert query(path, "SELECT count(*) FROM message") == [(2,)]
 
 
 def test_a_newer_file_is_refused_with_one_sentence_and_not_touched(tmp_path: Path):

@@ -12,7 +12,6 @@ context.configure(
     connection=connection,
     target_metadata=Base.metadata,
     render_as_batch=True,  # SQLite alters a table by building a new one
-    transactional_ddl=True,
     compare_type=True,
     compare_server_default=True,
 )
