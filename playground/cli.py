@@ -33,7 +33,6 @@ app = typer.Typer(
     help="A real LLM inference engine, every part of which can be watched, switched off and measured.",
 )
 app.add_typer(bench_app, name="bench")
-app.command("serve", epilog="Example: playground serve --port 7861 --model ./my-model")(serve_command)
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="Folder or hub id. Default: the bundled model.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -167,6 +166,9 @@ def report(engine: "Engine", generation: "Generation", as_json: bool) -> None:
         parts.append(f"then {1 / metrics.time_per_output_token:.1f} tokens/s")
     parts.append(f"ended by {generation.finish_reason}")
     print(f"[{', '.join(parts)}]", file=sys.stderr)
+
+
+app.command("serve", epilog="Example: playground serve --port 7861 --model ./my-model")(serve_command)
 
 
 @app.command(epilog="Example: playground train playground/training/configs/target.toml --resume")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -45,7 +46,7 @@ def _of(rows: list[dict[str, Any]], mine: dict[str, str]) -> list[dict[str, Any]
 
 
 def _comparison(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name in ("median of", "case"):
         table.add_column(name, no_wrap=True)
     for name in ("ours", "peer", "ratio", "range", "reach"):
@@ -58,8 +59,8 @@ def _comparison(title: str, rows: list[dict[str, Any]]) -> Table:
             row["case"],
             _value(row["ours_median"], row["unit"]),
             _value(row["peer_median"], row["unit"]),
-            "—" if ratio is None else f"{ratio:.2f}x",
-            "—" if ratio is None else f"{row['ratio_min']:.2f}–{row['ratio_max']:.2f}",
+            "—" if ratio is None else f"{ratio:.3g}x",
+            "—" if ratio is None else f"{row['ratio_min']:.3g}–{row['ratio_max']:.3g}",
             "—" if reach is None else f"{reach:.1f}x{verdict}",
         )
     return table
@@ -67,7 +68,7 @@ def _comparison(title: str, rows: list[dict[str, Any]]) -> Table:
 
 def _steps(step: dict[str, Any]) -> Table:
     title = f"A decode step with {step['num_running']} running, median of {step['num_steps']}"
-    table = Table("Part", "", title=title, title_justify="left")
+    table = Table("part", "", title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("µs", justify="right")
     table.add_column("share", justify="right")
     total = step["total_ns"]
@@ -104,7 +105,7 @@ def markdown(data: dict[str, Any]) -> str:
         lines.append(
             f"| {row['model']}, {row['dtype']} | {row['metric']}, {row['case']} "
             f"| {_value(row['ours_median'], row['unit'])} {unit} | {_value(row['peer_median'], row['unit'])} {unit} "
-            f"| {row['ratio']:.2f}x ({row['ratio_min']:.2f}–{row['ratio_max']:.2f}) "
+            f"| {row['ratio']:.3g}x ({row['ratio_min']:.3g}–{row['ratio_max']:.3g}) "
             f"| {'—' if row['reach'] is None else format(row['reach'], '.1f') + 'x'} |"
         )
     lines += [
