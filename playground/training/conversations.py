@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from playground.training.documents import Turn
-from playground.training.story_grammar import article, grammar_story
+from playground.training.story_grammar import grammar_story
 from playground.training.story_requests import NO_SUBJECT_REQUESTS, story_chat
-from playground.training.words import ANIMALS, COLOURS, FOODS, HOBBIES, NAMES, THINGS, read_text
+from playground.training.words import ANIMALS, COLOURS, FOODS, HOBBIES, NAMES, THINGS, article, read_text
 
 PHRASES: dict[str, Any] = read_text("phrases.toml")
 _FOLLOW: dict[str, list[str]] = PHRASES["follow_ups"]

@@ -66,7 +66,7 @@ class Distiller(Trainer):
     def build_epoch(self, stage: StageConfig, epoch: int) -> Rows:
         rows = super().build_epoch(stage, epoch)
         count = round(len(rows.ids) * self.settings.teacher_text_fraction)
-        if not count:
+        if count < self.group.size:
             return rows
         written = self._teacher_rows(rows.ids[:count], f"{self.config.seed}{epoch}")
         kept = Rows(rows.ids[count:], rows.mask[count:])
@@ -75,16 +75,21 @@ class Distiller(Trainer):
         return Rows(ids[order], mask[order])
 
     def _teacher_rows(self, openings: np.ndarray, seed: str) -> Rows:
-        """Rows of the same length: a real opening, then what the teacher makes of it (half greedy, half sampled)."""
-        generator = torch.Generator().manual_seed(int(seed))
+        """Rows of the same length: a real opening, then what the teacher makes of it (half greedy, half sampled).
+
+        Every process of the run writes its share.
+        """
+        rank, size = self.group.rank, self.group.size
+        generator = torch.Generator().manual_seed(int(seed) * size + rank)
         length = openings.shape[1]
+        mine = openings[: len(openings) // size * size][rank::size]
         done = []
-        for start in range(0, len(openings), TEACHER_BATCH):
-            prompts = torch.from_numpy(openings[start : start + TEACHER_BATCH, :OPENING_TOKENS]).long().to(self.device)
+        for start in range(0, len(mine), TEACHER_BATCH):
+            prompts = torch.from_numpy(mine[start : start + TEACHER_BATCH, :OPENING_TOKENS]).long().to(self.device)
             temperature = 0.0 if (start // TEACHER_BATCH) % 2 else 0.8
             written = generate(self.teacher, prompts, length - OPENING_TOKENS, temperature, generator)
-            done.append(torch.cat([prompts, written], dim=1).cpu().numpy().astype(np.int32))
-        ids = np.concatenate(done)
+            done.append(torch.cat([prompts, written], dim=1).cpu())
+        ids = self.group.gather(torch.cat(done)).numpy().astype(np.int32)
         log.info("the teacher wrote %d rows", len(ids))
         return Rows(ids, np.ones((len(ids), length - 1), dtype=bool))
 

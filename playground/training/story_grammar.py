@@ -19,6 +19,7 @@ from playground.training.words import (
     PEOPLE,
     PLACES,
     THINGS,
+    article,
     read_text,
 )
 
@@ -38,10 +39,6 @@ class Hero:
     @property
     def full(self) -> str:
         return f"{self.adjective} {self.noun}".strip()
-
-
-def article(phrase: str) -> str:
-    return ("an " if phrase[0].lower() in "aeiou" else "a ") + phrase
 
 
 def make_hero(rng: random.Random, noun: str | None = None) -> Hero:
@@ -88,7 +85,7 @@ def grammar_story(rng: random.Random) -> tuple[str, str]:
         "Helper_a_cap": article(helper).capitalize(),
         "second": second,
         "second_a": article(second),
-        "friend": second if plot == "meet" else helper,
+        "friend": second if plot in ("meet", "pair") else helper,
         **{f"look{i}": look for i, look in enumerate(looks, 1)},
     }
     words["trait"] = sentence.format(**words)
@@ -100,11 +97,11 @@ def grammar_story(rng: random.Random) -> tuple[str, str]:
 
 def _subject(rng: random.Random, hero: Hero, phrase: str, words: dict[str, str], plot: str) -> str:
     who = article(rng.choice([hero.noun, hero.full]))
-    if plot == "meet":
+    if plot in ("meet", "pair"):
         return rng.choice([f"{who} {phrase}", f"{hero.name} {phrase}", f"{hero.name} the {hero.noun} {phrase}"])
     options = [who, f"{who} named {hero.name}", f"{hero.name} the {hero.noun}", hero.name, f"{who} {words['place']}"]
     options += [f"{who} {phrase}", f"{who} {phrase}", f"{who} named {hero.name} {phrase}"]
     options += [f"{who} and {words['helper_a']}", f"{hero.name} and {words['helper_a']}"]
-    if plot in ("lost", "found"):
+    if plot in ("lost", "found", "magic"):
         options += [f"{who} and {words['article_thing']}", f"{hero.name} and {words['article_thing']}"] * 2
     return rng.choice(options)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from playground.training.documents import Document, chat
-from playground.training.words import ANIMALS, BOY_NAMES, GIRL_NAMES, read_text
+from playground.training.words import ANIMALS, BOY_NAMES, GIRL_NAMES, article, read_text
 
 _TEXT = read_text("stories.toml")
 _WORD = re.compile(r"[A-Za-z']+")
@@ -88,13 +88,9 @@ def salient_nouns(text: str, stats: StoryStatistics, limit: int = 2) -> list[str
     scored = [
         (count * (6.0 - min(6.0, stats.document_count[word] / max(1, stats.num_documents) * 60)), word)
         for word, count in counts.items()
-        if count >= 3 and word not in _NOT_NOUNS and stats.is_noun(word)
+        if count >= 3 and word not in _NOT_NOUNS and stats.is_noun(word) and (word[-1] != "s" or word[-2:] == "ss")
     ]
     return [word for score, word in sorted(scored, reverse=True)[:limit] if score > 0]
-
-
-def with_article(noun: str) -> str:
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
 
 
 def story_request(text: str, stats: StoryStatistics, rng: random.Random) -> str | None:
@@ -106,13 +102,13 @@ def story_request(text: str, stats: StoryStatistics, rng: random.Random) -> str 
     if introduced and (stats.is_noun(introduced.group(1).split()[-1]) or introduced.group(2)):
         options.append(introduced.group(1) + (introduced.group(2) or ""))
     if name and nouns:
-        options += [f"{name} and {with_article(nouns[0])}", f"{name} and the {nouns[-1]}"]
+        options += [f"{name} and {article(nouns[0])}", f"{name} and the {nouns[-1]}"]
     if name:
         options.append(name)
     if nouns:
-        options.append(with_article(nouns[0]))
+        options.append(article(nouns[0]))
         if len(nouns) > 1:
-            options.append(f"{with_article(nouns[0])} and {with_article(nouns[1])}")
+            options.append(f"{article(nouns[0])} and {article(nouns[1])}")
     return rng.choice(options) if options else None
 
 
@@ -143,12 +139,12 @@ def swap_hero(text: str, stats: StoryStatistics, rng: random.Random) -> str:
     if len(animals) == 1 and rng.random() < 0.6:
         fresh = rng.choice(ANIMALS)
         if fresh not in text:
-            text = re.sub(rf"\b([Aa])n? ((?:[a-z]+ )?){animals[0]}\b", lambda m: _article(m, fresh), text)
+            text = re.sub(rf"\b([Aa])n? ((?:[a-z]+ )?){animals[0]}\b", lambda m: _swapped(m, fresh), text)
             text = re.sub(rf"\b{animals[0]}\b", fresh, text)
             text = re.sub(rf"\b{animals[0].capitalize()}\b", fresh.capitalize(), text)
     return text
 
 
-def _article(match: re.Match[str], noun: str) -> str:
-    following = (match.group(2) + noun)[0]
-    return f"{match.group(1)}{'n' if following in 'aeiou' else ''} {match.group(2)}{noun}"
+def _swapped(match: re.Match[str], noun: str) -> str:
+    phrase = article(match.group(2) + noun)
+    return phrase.capitalize() if match.group(1) == "A" else phrase

@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from playground.training.conversations import PHRASES, TOPICS, conversation, exchange, fact, plural, reaction
 from playground.training.documents import Document, Turn, chat
-from playground.training.story_grammar import article, grammar_story
+from playground.training.story_grammar import grammar_story
 from playground.training.story_requests import story_chat
-from playground.training.words import ANIMALS, COLOURS, COUNTABLE, FOODS, HOBBIES, NAMES, PLACES, THINGS
+from playground.training.words import ANIMALS, COLOURS, COUNTABLE, FOODS, HOBBIES, NAMES, PLACES, THINGS, article
 
 
 def greetings(rng: random.Random, count: int) -> list[Document]:

@@ -1,4 +1,4 @@
-"""Word lists of the template generator and of name swapping, read from text/words.toml next to this file."""
+"""Word lists of the template generator and of name swapping, read from text/words.toml, and the article of a noun."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ FOODS = _WORDS["foods"]
 COLOURS = _WORDS["colours"]
 HOBBIES = _WORDS["hobbies"]
 COUNTABLE = _WORDS["countable"]
+
+
+def article(phrase: str) -> str:
+    """With "a" or "an", by sound."""
+    low = phrase.lower()
+    vowel = low.startswith(("honest", "hour")) or (low[0] in "aeiou" and not low.startswith(("uni", "use")))
+    return ("an " if vowel else "a ") + phrase

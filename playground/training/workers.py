@@ -43,6 +43,14 @@ class Group:
             start += gradient.numel()
         return float(flat[-2]), bool(flat[-1] > 0)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """Every process's rows (equally many each), one after the other, in all of them."""
+        if self.size == 1:
+            return rows
+        parts = [torch.empty_like(rows) for _ in range(self.size)]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
     def wait(self) -> None:
         """Until every process of the group has come here."""
         if self.size > 1:
