@@ -92,16 +92,18 @@ def grammar_story(rng: random.Random) -> tuple[str, str]:
     opening = rng.choice(_TEXT["openings"]).format(**words)
     body = rng.choice(_TEXT["plots"][plot]).format(**words)
     ending = rng.choice(_TEXT["endings"]).format(**words)
-    return _subject(rng, hero, phrase.format(**words), words, plot), f"{opening}\n\n{body}\n\n{ending}"
+    story = f"{opening}\n\n{body}\n\n{ending}"
+    return _subject(rng, hero, phrase.format(**words), words, story), story
 
 
-def _subject(rng: random.Random, hero: Hero, phrase: str, words: dict[str, str], plot: str) -> str:
+def _subject(rng: random.Random, hero: Hero, phrase: str, words: dict[str, str], story: str) -> str:
+    """What the request says: the hero in one of several ways, and perhaps somebody or something else in the story."""
     who = article(rng.choice([hero.noun, hero.full]))
-    if plot in ("meet", "pair"):
+    if phrase.startswith("and "):
         return rng.choice([f"{who} {phrase}", f"{hero.name} {phrase}", f"{hero.name} the {hero.noun} {phrase}"])
     options = [who, f"{who} named {hero.name}", f"{hero.name} the {hero.noun}", hero.name, f"{who} {words['place']}"]
     options += [f"{who} {phrase}", f"{who} {phrase}", f"{who} named {hero.name} {phrase}"]
-    options += [f"{who} and {words['helper_a']}", f"{hero.name} and {words['helper_a']}"]
-    if plot in ("lost", "found", "magic"):
-        options += [f"{who} and {words['article_thing']}", f"{hero.name} and {words['article_thing']}"] * 2
+    for other, weight in (("helper", 1), ("thing", 2)):
+        if story.count(words[other]) >= 2:
+            options += [f"{who} and {article(words[other])}", f"{hero.name} and {article(words[other])}"] * weight
     return rng.choice(options)
