@@ -23,9 +23,10 @@ Say = Callable[[str], None]
 TTFT_REACH = 1.0
 
 DEFINITIONS = {
-    "first token": "One request, one token: from submit to the answer. Token ids go in: nobody tokenizes.",
+    "first token": "One request, one token: from the call to the answer in the caller's hands. Token ids go in: nobody "
+    "tokenizes.",
     "decode": "Useful tokens per second from the moment when every request has its first token until the last one.",
-    "whole run": "Useful tokens per second from submit to the last token, prefill included.",
+    "whole run": "Useful tokens per second from the call to the whole answer, prefill included.",
     "useful token": "A token that a request asked for. The padded batch runs until its longest request has ended; "
     "what it computes for requests that have already ended is not counted.",
     "peer": "transformers.generate, greedy, use_cache, default attention, one left-padded batch with its attention "

@@ -19,13 +19,10 @@ from playground.engine.events import StepEvent
 class Run:
     """One batch that was run: useful tokens in request order, times in seconds on the perf_counter clock."""
 
-    start: float
+    seconds: float
+    """From the call to the answer in the caller's hands."""
     token_ids: list[list[int]]
     token_times: list[list[float]]
-
-    @property
-    def seconds(self) -> float:
-        return max(times[-1] for times in self.token_times) - self.start
 
     @property
     def num_tokens(self) -> int:
@@ -65,12 +62,13 @@ class EngineRunner:
             submitted.append(time.perf_counter())
             handles.append(self.engine.submit(prompt, params))
         results = [handle.result(timeout=600) for handle in handles]
+        seconds = time.perf_counter() - submitted[0]
         times = []
         for since, result in zip(submitted, results, strict=True):
             metrics = result.metrics
             assert metrics.time_to_first_token is not None, result.error
             times.append(list(accumulate(metrics.inter_token_latencies, initial=since + metrics.time_to_first_token)))
-        return Run(submitted[0], [list(result.token_ids) for result in results], times)
+        return Run(seconds, [list(result.token_ids) for result in results], times)
 
     def steps(self, prompts: Sequence[list[int]], output_lens: Sequence[int]) -> list[StepEvent]:
         """Run a batch and return the events of its steps."""
@@ -123,8 +121,9 @@ class TransformersRunner:
                 stopping_criteria=[stamp],
             )
         rows = output[:, width:].tolist()
+        seconds = time.perf_counter() - start
         useful = [row[:length] for row, length in zip(rows, output_lens, strict=True)]
-        return Run(start, useful, [stamps[:length] for length in output_lens])
+        return Run(seconds, useful, [stamps[:length] for length in output_lens])
 
     def close(self) -> None:
         del self.model
