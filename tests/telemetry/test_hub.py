@@ -118,7 +118,7 @@ def test_start_and_stop_leave_no_thread_and_no_subscription():
         started = time.monotonic()
         hub.stop()
         hub.stop()
-        assert time.monotonic() - started < 1
+        assert time.monotonic() - started < 5
         assert hub_threads() == []
         assert not source.events.active
 
@@ -204,7 +204,7 @@ def test_a_hub_that_cannot_keep_up_does_not_hold_up_the_emitting_thread():
         started = time.perf_counter()
         for _ in range(2000):
             source.events.emit(burst)
-        assert time.perf_counter() - started < 2
+        assert time.perf_counter() - started < 10
 
 
 def test_a_rate_is_tokens_over_the_time_from_the_first_step_to_the_end_of_the_last():
