@@ -172,12 +172,15 @@ class PagedPlan:
         device, most = self.table.device, max(blocks)
         if len(sequences) == 1 and most == 1 and device.type == "cpu":
             return Group(1, 1, None, int(self.table[sequences[0], firsts[0]]))
-        rows = torch.tensor(sequences, device=device)[:, None]
-        columns = torch.arange(most, device=device)
-        counts = torch.tensor([firsts, blocks], device=device)[:, :, None]
-        used = columns < counts[1]
-        # Beyond a sequence's last block stands the null block, whatever the table holds there.
-        ids = torch.where(used, self.table[rows, torch.where(used, columns + counts[0], 0)], 0).long()
+        if len(sequences) == 1:
+            ids = self.table[sequences[0], firsts[0] : firsts[0] + most].long()[None]
+        else:
+            rows = torch.tensor(sequences, device=device)[:, None]
+            columns = torch.arange(most, device=device)
+            counts = torch.tensor([firsts, blocks], device=device)[:, :, None]
+            used = columns < counts[1]
+            # Beyond a sequence's last block stands the null block, whatever the table holds there.
+            ids = torch.where(used, self.table[rows, torch.where(used, columns + counts[0], 0)], 0).long()
         heads = torch.arange(self.num_kv_heads, device=device)[:, None]
         index = (ids[:, None, :] * self.num_kv_heads + heads).reshape(-1)
         index = torch.cat((index, index + self.cache_shape[0] * self.num_kv_heads))

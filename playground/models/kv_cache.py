@@ -34,6 +34,8 @@ class KVCache:
         self._storage = torch.zeros(shape, dtype=dtype, device=self.device)
         self.rows: list[Tensor] = list(self._storage.unbind(0))
         """Per layer [2 * rows_per_side + 1, head_dim]: K rows, V rows, the spare row."""
+        k_offsets = torch.arange(config.num_kv_heads, device=self.device) * block_size
+        self._head_offsets = torch.cat((k_offsets, k_offsets + self.rows_per_side))
         blocks = (num_blocks, config.num_kv_heads, block_size, config.head_dim)
         self.kv: list[Tensor] = [rows[:-1].view(2, *blocks) for rows in self.rows]
         """Per layer [2, num_blocks, num_kv_heads, block_size, head_dim]."""
@@ -76,11 +78,9 @@ class KVCache:
 
     def write_rows(self, slot_mapping: Tensor) -> Tensor:
         """int64 [T, 2 * num_kv_heads]: the rows that each token's K heads and V heads go to, the spare for slot -1."""
-        heads = torch.arange(self.num_kv_heads, device=self.device)
-        blocks, offsets = slot_mapping // self.block_size, slot_mapping % self.block_size
-        k_rows = (blocks[:, None] * self.num_kv_heads + heads) * self.block_size + offsets[:, None]
-        rows = torch.cat((k_rows, k_rows + self.rows_per_side), dim=1)
-        return torch.where(slot_mapping[:, None] < 0, 2 * self.rows_per_side, rows)
+        size = self.block_size
+        first = slot_mapping // size * (size * self.num_kv_heads) + slot_mapping % size
+        return torch.where(slot_mapping[:, None] < 0, 2 * self.rows_per_side, first[:, None] + self._head_offsets)
 
     def write(self, layer: int, rows: Tensor, kv: Tensor) -> None:
         """Write kv [T, 2 * num_kv_heads, head_dim] (K heads, then V heads) to the rows from `write_rows`."""

@@ -1,7 +1,7 @@
 """Linear layers for inference, in the layout that the device reads fastest.
 
-On a CPU, weights are reordered once at load: plain `F.linear` reads bfloat16 at half the memory bandwidth at one row,
-and float32 twice as slowly at 4 to 16 rows. Holds one copy of a weight, never two, and no gradients.
+On a CPU, bfloat16 weights are reordered once at load: plain `F.linear` reads them at half the memory bandwidth at one
+row. (float32 gains at 16 rows but loses 40 % at one.) Holds one copy of a weight, never two, and no gradients.
 """
 
 from collections.abc import Callable
@@ -20,15 +20,19 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-# Up to this many rows, W x^T beats x W^T on an unpacked bfloat16 matrix (2.5 against 5.3 ms at 16 rows of a
-# 49152 x 576 head); beyond, turning the result back costs more than it saves.
-_FEW_ROWS = 16
+# W x^T instead of x W^T on an unpacked matrix, where the library is much faster that way round (one thread):
+# bfloat16 at 1 to 16 rows 2.5 against 4 to 5.3 ms (head of 49152 x 576); float32 at 16 rows 0.24 against 0.38 ms
+# (576 x 1536) and 19 against 25 ms (the head). With more rows, turning the result back eats the gain.
+_MOST_ROWS_TURNED, _MOST_ROWS_TURNED_SMALL, _SMALL_OUTPUT = 16, 32, 1024
+_FEWEST_ROWS_TURNED_FLOAT32 = 12
+# From this size on, gate and up are worth two calls.
+_SPLIT_ELEMENTS = 1 << 20
 
 
 class Linear:
     """y = x W^T + b, optionally with a residual added in the same call."""
 
-    __slots__ = ("_packed", "bias", "dtype", "in_features", "out_features", "weight")
+    __slots__ = ("_fewest", "_most", "_packed", "bias", "dtype", "in_features", "out_features", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, pack: bool = True) -> None:
         self.out_features, self.in_features = weight.shape
@@ -37,23 +41,35 @@ class Linear:
         packed = pack and can_pack(weight.dtype, weight.device)
         self._packed: Tensor | None = torch.ops.mkldnn._reorder_linear_weight(weight, None) if packed else None
         self.weight: Tensor | None = None if packed else weight
+        self._fewest, self._most = 1, 0
+        if weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32):
+            self._fewest = 1 if weight.dtype == torch.bfloat16 else _FEWEST_ROWS_TURNED_FLOAT32
+            self._most = _MOST_ROWS_TURNED_SMALL if self.out_features <= _SMALL_OUTPUT else _MOST_ROWS_TURNED
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
         if self._packed is not None:
             return _pointwise(x, self._packed, self.bias, "none", [], "")
         assert self.weight is not None
-        if x.dtype == torch.bfloat16 and x.shape[0] <= _FEW_ROWS and self.bias is None and x.device.type == "cpu":
-            if x.shape[0] == 1:
-                return torch.mv(self.weight, x[0])[None]
-            return torch.mm(self.weight, x.t()).t().contiguous()
+        if self._fewest <= x.shape[0] <= self._most:
+            return self._turned(x).contiguous()
         return F.linear(x, self.weight, self.bias)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        if x.shape[0] == 1:
+            y = torch.mv(self.weight, x[0])[None]
+        else:
+            y = torch.mm(self.weight, x.t()).t()
+        return y if self.bias is None else y + self.bias
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + linear(x); `residual` may be overwritten."""
         if self._packed is not None:
             return _pointwise_with(x, residual, self._packed, self.bias, "add")
-        return residual.add_(self(x))
+        if self._fewest <= x.shape[0] <= self._most:
+            return residual.add_(self._turned(x))
+        return residual.add_(F.linear(x, self.weight, self.bias))  # type: ignore[arg-type]
 
     @property
     def nbytes(self) -> int:
@@ -64,8 +80,9 @@ class Linear:
 class GatedLinear:
     """activation(gate(x)) * up(x), the first half of a gated MLP.
 
-    Packed, gate and up are two calls with the activation and the product inside them: at 1024 rows of a 576 x 1536
-    layer 3.1 ms against 3.6 ms for one call and two passes over its result. Unpacked, they are one matrix.
+    Packed and not tiny, gate and up are two calls with the activation and the product inside them: at 1024 rows of a
+    576 x 1536 layer 3.1 ms against 3.6 ms for one call and two passes over its result. Otherwise they are one matrix:
+    a packed call costs some 10 us however small it is.
     """
 
     __slots__ = ("_activation", "_gate", "_name", "_up")
@@ -73,7 +90,7 @@ class GatedLinear:
     def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
         self._name, self._activation = activation, ACTIVATIONS[activation]
         self._gate: Linear | None = None
-        if activation == "silu" and can_pack(weight.dtype, weight.device):
+        if activation == "silu" and weight.numel() >= _SPLIT_ELEMENTS and can_pack(weight.dtype, weight.device):
             gate, up = weight.chunk(2)
             gate_bias, up_bias = (None, None) if bias is None else bias.chunk(2)
             self._gate, self._up = Linear(gate, gate_bias), Linear(up, up_bias)

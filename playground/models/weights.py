@@ -14,7 +14,7 @@ from kernels.cpu import LayerNorm, RMSNorm
 from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights, Layer, Norm
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
-from playground.models.linear import GatedLinear, Linear
+from playground.models.linear import GatedLinear, Linear, can_pack
 
 
 class TensorSource(Protocol):
@@ -51,17 +51,25 @@ def build_weights(
     shapes = tensor_shapes(config)
     embed = builder.plain(f"{names.embed}.weight", shapes)
     learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
-    layers = [builder.layer(number, shapes) for number in range(config.num_layers)]
     if config.tie_embeddings:
         head = Linear(embed, None, pack=False)  # packing would keep a second copy of the embedding
-    else:
+    else:  # before the layers: while it is packed there are two of it
         head = Linear(builder.plain(f"{names.head}.weight", shapes), None)
+    layers = [builder.layer(number, shapes) for number in range(config.num_layers)]
     return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
 
 
 class _Builder:
     def __init__(self, config: DecoderConfig, source: TensorSource, dtype: torch.dtype, device: torch.device) -> None:
         self.config, self.source, self.dtype, self.device = config, source, dtype, device
+        self._staging: Tensor | None = None
+
+    def staged(self, *shape: int) -> Tensor:
+        """Memory for a matrix that `Linear` copies when it packs: always the same, so that the heap stays whole."""
+        size = math.prod(shape)
+        if self._staging is None or self._staging.numel() < size:
+            self._staging = self.empty(size)
+        return self._staging[:size].view(shape)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
@@ -81,7 +89,8 @@ class _Builder:
         """Weight and bias of ours from one or several matrices of the checkpoint, stacked along the outputs."""
         parts = linear_parts(self.config, role)
         total = sum(outputs for _, outputs in parts)
-        weight = self.empty(total, linear_inputs(self.config, role))
+        make = self.staged if can_pack(self.dtype, self.device) else self.empty
+        weight = make(total, linear_inputs(self.config, role))
         bias = self.empty(total) if linear_bias(self.config, role) else None
         row = 0
         for name, outputs in parts:

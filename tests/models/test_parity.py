@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from playground.models.kv_cache import KVCache
 from playground.models.loader import LoadedModel
 from tests.checkpoints import VARIANTS, checkpoint, reference_model
 from tests.models.driver import Driver, Sequence, load, prompt, whole_batch
@@ -174,3 +175,13 @@ def test_a_batch_that_wants_no_logits_gives_none() -> None:
     batch = driver.batch([(Sequence(prompt(5, model.config.vocab_size)), 5)])
     batch.logits_rows = batch.logits_rows[:0]
     assert model.model.forward(batch, driver.cache).shape == (0, model.config.vocab_size)
+
+
+def test_a_cache_of_a_smaller_dtype_costs_only_its_rounding() -> None:
+    model = loaded("llama-3")
+    ids = prompt(60, model.config.vocab_size)
+    driver, sequence = Driver(model), Sequence(ids)
+    driver.cache = KVCache(model.config, 80, 16, torch.bfloat16)
+    parts = [driver.step([(sequence, count)])[0] for count in (40, 1, 1, 18)]
+    off = difference(torch.cat(parts), reference_logits("llama-3", ids))
+    assert 1e-4 < off < 0.3
