@@ -92,6 +92,12 @@ def held_out_table(output: Path) -> str:
     return "\n".join(rows)
 
 
+def position_table(output: Path) -> str:
+    losses = json.loads((output / "positions.json").read_text())
+    heads = " | ".join(f"{i * 128}–{i * 128 + 127}" for i in range(len(losses)))
+    return f"| {heads} |\n|{'---:|' * len(losses)}\n| {' | '.join(f'{x:.2f}' for x in losses)} |"
+
+
 def curve_svg(output: Path, path: Path) -> None:
     """Training loss over tokens as a small line picture."""
     points = [(p["tokens"] / 1e6, p["loss"]) for p in read_lines(output / "loss.jsonl")]
@@ -169,6 +175,7 @@ def write_card(config: TrainConfig) -> Path:
         "minutes": f"{last['minutes']:.0f}",
         "curve": curve_table(output, 16),
         "held_out": held_out_table(output),
+        "positions": position_table(output),
     }
     if config.distill is None:
         fields["samples"] = samples(folder)

@@ -105,6 +105,8 @@ class TrainConfig(_Part):
     checkpoint_minutes: float = Field(default=5.0, gt=0)
     eval_minutes: float = Field(default=8.0, gt=0)
     eval_tokens_per_source: int = Field(default=8192, ge=0)
+    sample_tokens: int = Field(default=200, ge=1)
+    """At most so many tokens per sample at an evaluation."""
     generated_documents: int = Field(default=4000, ge=0)
     """Documents that each kind of the template generator yields per epoch at a mix weight of 1."""
     model: ModelConfig

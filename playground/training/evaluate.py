@@ -57,6 +57,18 @@ def bits_per_byte(
     return float(losses.double().sum() / math.log(2) / token_bytes(tokenizer)[targets].sum())
 
 
+def loss_by_position(
+    model: TrainableLlama, tokenizer: Tokenizer, documents: list[Document], max_rows: int, stretch: int = 128
+) -> list[float]:
+    """Mean held-out loss (nats per token) in stretches of the longest input: a climb means positions never learned."""
+    length = model.shape.max_position_embeddings
+    rows = pack_stream(Encoder(tokenizer).encode(documents, assistant_only=False), length)
+    if not len(rows.ids):
+        return []
+    losses, _ = position_losses(model, Rows(rows.ids[:max_rows], rows.mask[:max_rows]))
+    return [round(float(part.mean()), 3) for part in losses.split(stretch, dim=1)]
+
+
 def reply(
     model: TrainableLlama, tokenizer: Tokenizer, turns: Sequence[Turn], seed: int, temperature: float, max_tokens: int
 ) -> tuple[str, bool]:

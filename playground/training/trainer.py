@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import signal
 import statistics
 import threading
@@ -25,7 +26,7 @@ from playground.errors import ConfigError, PlaygroundError
 from playground.training.checkpoint import Progress, checkpoints, load_checkpoint, load_weights, save_checkpoint
 from playground.training.config import StageConfig, TrainConfig, load_config
 from playground.training.data import Corpus, Rows, build_rows
-from playground.training.evaluate import bits_per_byte, reply
+from playground.training.evaluate import bits_per_byte, loss_by_position, reply
 from playground.training.export import export_model
 from playground.training.model import IGNORE_INDEX, TrainableLlama
 from playground.training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -34,6 +35,7 @@ from playground.training.workers import Group, start_helpers
 log = logging.getLogger(__name__)
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
+POSITION_ROWS = 24
 SAMPLE_PROMPTS = (
     "Hello!",
     "Who are you?",
@@ -133,6 +135,10 @@ class Trainer:
         if self.group.rank > 0:
             return target
         self._evaluate()
+        documents = [d for documents in self.corpus.held_out.values() for d in documents]
+        random.Random(self.config.seed).shuffle(documents)
+        positions = loss_by_position(self.model, self.tokenizer, documents, POSITION_ROWS)
+        (self.output / "positions.json").write_text(json.dumps(positions) + "\n")
         self._save()
         export_model(self.model, self.tokenizer, target)
         log.info("done: %d steps, %d tokens, exported to %s", self.progress.step, self.progress.tokens, target)
@@ -297,7 +303,8 @@ class Trainer:
         with (self.output / "samples.md").open("a", encoding="utf-8") as file:
             file.write(f"\n## step {self.progress.step}, {self.progress.tokens} tokens\n")
             for seed, prompt in enumerate(SAMPLE_PROMPTS):
-                text, ended = reply(self.model, self.tokenizer, [("user", prompt)], seed, 0.7, 200)
+                limit = self.config.sample_tokens
+                text, ended = reply(self.model, self.tokenizer, [("user", prompt)], seed, 0.7, limit)
                 file.write(f"\n**{prompt}**\n\n{text}{'' if ended else ' […]'}\n")
 
     def _append(self, name: str, record: dict) -> None:

@@ -27,6 +27,7 @@ def tiny_config(folder: Path, **changes: Any) -> dict[str, Any]:
         "compile": False,
         "num_threads": 1,
         "generated_documents": 40,
+        "sample_tokens": 8,
         "model": TINY_MODEL,
         "schedule": {"learning_rate": 5e-3, "warmup_steps": 3},
         "stages": [
