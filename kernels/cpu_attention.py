@@ -19,7 +19,7 @@ _GROUP_COST_TOKENS = 1000
 # Blocks of at least this many tokens are read in place, sequence by sequence, instead of gathered.
 _LARGE_BLOCK = 256
 # Rows of queries that share one explicit mask: bounds its size and skips the keys that no row of the piece sees.
-_MASKED_ROWS = 512
+_MASKED_ROWS = 256
 
 
 @dataclass(slots=True)

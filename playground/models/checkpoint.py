@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,14 +47,18 @@ class Checkpoint:
         self.entries: dict[str, TensorEntry] = {}
         self._maps: dict[Path, mmap.mmap] = {}
         for file in _weight_files(folder):
-            self.entries.update(_read_header(file))
+            try:
+                self.entries.update(_read_header(file))
+            except OSError as error:
+                raise ModelLoadError(f"{file} cannot be read ({error.strerror}): check its permissions.") from None
 
     def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, *_: object) -> None:
         for mapped in self._maps.values():
-            mapped.close()
+            with suppress(BufferError):  # an exception's traceback may still hold a view: then it goes with that
+                mapped.close()
         self._maps.clear()
 
     def read(self, name: str, use: Callable[[Tensor], None]) -> None:

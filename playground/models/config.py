@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from playground.errors import ModelLoadError
-from playground.models.families import FAMILIES, Family
+from playground.models.families import FAMILIES, Family, tensor_shapes
 
 ROPE_TYPES = ("default", "linear", "llama3")
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
@@ -124,8 +124,6 @@ class DecoderConfig:
     @property
     def num_parameters(self) -> int:
         """Number of weights, a tied output head counted once."""
-        from playground.models.families import tensor_shapes
-
         return sum(math.prod(shape) for shape in tensor_shapes(self).values())
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
@@ -191,7 +189,7 @@ class _Reader:
     def read(self) -> DecoderConfig:
         family = self.family
         self._refuse_what_is_not_there()
-        hidden, heads, layers = self.whole("hidden_size"), self.whole("num_attention_heads"), 0
+        hidden, heads = self.whole("hidden_size"), self.whole("num_attention_heads")
         layers = self.whole("num_hidden_layers")
         kv_heads = self.whole("num_key_value_heads", heads)
         if heads % kv_heads:

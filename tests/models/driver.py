@@ -30,8 +30,9 @@ class Driver:
 
     def __init__(self, loaded: LoadedModel, *, block_size: int = 16, num_blocks: int = 80, seed: int = 0) -> None:
         self.model: Decoder = loaded.model
-        self.cache = KVCache(loaded.config, num_blocks, block_size, loaded.model.dtype)
-        generator = torch.Generator().manual_seed(seed)
+        device = loaded.model.device
+        self.cache = KVCache(loaded.config, num_blocks, block_size, loaded.model.dtype, device)
+        generator = torch.Generator(device).manual_seed(seed)
         for kv in self.cache.kv:
             kv[:, 1:].normal_(0, 30, generator=generator)
         self.free = list(range(1, num_blocks))
@@ -58,7 +59,7 @@ class Driver:
             wanted += range(len(ids) - count, len(ids)) if rows == "all" else [len(ids) - 1]
         return make_batch(
             ids, positions, slots, [s.blocks for s, _ in work], [c for _, c in work],
-            [s.num_computed + c for s, c in work], wanted,
+            [s.num_computed + c for s, c in work], wanted, self.model.device,
         )  # fmt: skip
 
 
@@ -70,9 +71,10 @@ def make_batch(
     query_lens: list[int],
     kv_lens: list[int],
     rows: list[int],
+    device: torch.device | None = None,
 ) -> ModelBatch:
     width = max(map(len, tables), default=0)
-    return ModelBatch(
+    batch = ModelBatch(
         token_ids=torch.tensor(ids, dtype=torch.int64),
         positions=torch.tensor(positions, dtype=torch.int64),
         cu_seqlens_q=torch.tensor([0, *torch.tensor(query_lens).cumsum(0).tolist()], dtype=torch.int32),
@@ -83,6 +85,9 @@ def make_batch(
         query_lens=query_lens,
         kv_lens_list=kv_lens,
     )
+    for name in ("token_ids", "positions", "cu_seqlens_q", "kv_lens", "block_table", "slot_mapping", "logits_rows"):
+        setattr(batch, name, getattr(batch, name).to(device))
+    return batch
 
 
 def whole_batch(prompts: list[list[int]]) -> ModelBatch:

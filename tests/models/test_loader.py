@@ -5,6 +5,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +66,68 @@ def test_a_hub_id_without_a_network_is_refused() -> None:
     assert "some-owner/some-model" in text and "hub cannot be reached" in text
 
 
+def ask_hub(port: int, *names: str) -> list[str]:
+    """What loading each name says when the hub is at this local port."""
+    code = (
+        "import sys\nfrom playground.models.loader import load_model\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: load_model(name, revision='v1')\n"
+        "    except Exception as error: print(type(error).__name__, error)"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HUB_OFFLINE": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120
+    )
+    lines = run.stdout.splitlines()
+    assert len(lines) == len(names) and all(line.startswith("ModelLoadError") for line in lines), run.stderr
+    return lines
+
+
 def test_a_hub_that_does_not_answer_is_refused() -> None:
     with socket.socket() as taken:  # bound, never listening: every connection is refused at once
         taken.bind(("127.0.0.1", 0))
-        code = (
-            "from playground.models.loader import load_model\n"
-            "try: load_model('some-owner/some-model')\n"
-            "except Exception as error: print(type(error).__name__, error)"
+        assert "hub cannot be reached" in ask_hub(taken.getsockname()[1], "some-owner/some-model")[0]
+
+
+class HubThatRefuses(BaseHTTPRequestHandler):
+    """Answers like the hub does for models that are missing, gated, lack the revision, or while it is broken."""
+
+    def do_GET(self) -> None:
+        kind = next(kind for kind in HUB_ANSWERS if kind in self.path)
+        status, code = HUB_ANSWERS[kind]
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+HUB_ANSWERS = {
+    "missing": (404, "RepoNotFound"),
+    "gated": (403, "GatedRepo"),
+    "unrevised": (404, "RevisionNotFound"),
+    "teapot": (418, "None"),
+}
+
+
+def test_what_the_hub_refuses_is_refused_with_its_reason() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubThatRefuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        missing, gated, unrevised, teapot = ask_hub(
+            server.server_port, "o/missing", "o/gated", "o/unrevised", "o/teapot"
         )
-        environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{taken.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}
-        run = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120
-        )
-    assert run.stdout.startswith("ModelLoadError") and "hub cannot be reached" in run.stdout, run.stdout + run.stderr
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "no such model on the hub" in missing
+    assert "gated" in gated and "log in" in gated
+    assert "no revision 'v1'" in unrevised
+    assert "cannot be reached" in teapot
 
 
 def test_a_name_that_is_neither_folder_nor_hub_id_is_refused() -> None:

@@ -185,3 +185,17 @@ def test_a_cache_of_a_smaller_dtype_costs_only_its_rounding() -> None:
     parts = [driver.step([(sequence, count)])[0] for count in (40, 1, 1, 18)]
     off = difference(torch.cat(parts), reference_logits("llama-3", ids))
     assert 1e-4 < off < 0.3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("variant", ["llama-3", "mistral", "qwen3", "gpt2"])
+def test_logits_on_a_gpu_equal_transformers_on_the_cpu(variant: str) -> None:
+    model = loaded(variant, device=torch.device("cuda"))
+    ids = prompt(70, model.config.vocab_size)
+    driver, sequence = Driver(model), Sequence(ids)
+    other = Sequence(prompt(30, model.config.vocab_size, seed=1))
+    driver.step([(other, 29)])
+    parts = [driver.step([(sequence, count)])[0] for count in (30, 1, 20)]
+    parts.append(driver.step([(other, 1), (sequence, 19)])[1])
+    torch.backends.cuda.matmul.allow_tf32 = False
+    assert difference(torch.cat(parts).cpu(), reference_logits(variant, ids)) < TOLERANCE
