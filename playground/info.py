@@ -178,6 +178,8 @@ def render(data: dict[str, Any]) -> None:
         name = f"{model['name']} (default)" if model["default"] else model["name"]
         size = f"{model['weights_bytes'] / 1e6:.1f} MB"
         table.add_row(name, f"{model['parameters'] / 1e6:.2f} M", str(model["layers"]), size, model["path"])
+    if not data["models"]:
+        table.add_row("none: this checkout has no assets/models", "—", "—", "—", "—")
     console.print(table)
 
 
