@@ -1,7 +1,8 @@
 """Linear layers for inference, in the layout that the device reads fastest.
 
-On a CPU, bfloat16 weights are reordered once at load: plain `F.linear` reads them at half the memory bandwidth at one
-row. (float32 gains at 16 rows but loses 40 % at one.) Holds one copy of a weight, never two, and no gradients.
+On a CPU, weights are reordered once at load: bfloat16 into oneDNN's own layout (plain `F.linear` reads it at half the
+memory bandwidth at one row), float32 into transposed panels (half the time of `F.linear` from 4 to 32 rows). Holds one
+copy of a weight, never two, and no gradients.
 """
 
 from collections.abc import Callable
@@ -20,54 +21,78 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-# W x^T instead of x W^T on an unpacked matrix, where the library is much faster that way round (one thread):
-# bfloat16 at 1 to 16 rows 2.5 against 4 to 5.3 ms (head of 49152 x 576); float32 at 16 rows 0.24 against 0.38 ms
-# (576 x 1536) and 19 against 25 ms (the head). With more rows, turning the result back eats the gain.
-_MOST_ROWS_TURNED, _MOST_ROWS_TURNED_SMALL, _SMALL_OUTPUT = 16, 32, 1024
-_FEWEST_ROWS_TURNED_FLOAT32 = 12
+# A plain matrix (one that is also the embedding) of 49152 x 576, one thread: W x^T takes 2.5 ms in bfloat16 up to 16
+# rows, where x W^T takes 4 to 5.3 ms; oneDNN takes 12 and 16 ms in float32 at 4 and 16 rows, where it takes 18 and 25.
+_MOST_ROWS_TURNED = 16
+_ONEDNN_ROWS = range(3, 65)
+# Float32 panels: at 16 rows, x W with W [576, 3072] takes 1.1 ms, but 0.5 ms as 8 panels of 384 columns.
+_WIDEST_PANEL, _PANEL = 1024, 512
+_MOST_ROWS_IN_ONE_CALL = 32
 
 
 class Linear:
     """y = x W^T + b, optionally with a residual added in the same call."""
 
-    __slots__ = ("_fewest", "_most", "_packed", "bias", "dtype", "in_features", "out_features", "weight")
+    __slots__ = ("_packed", "_panels", "bias", "dtype", "in_features", "out_features", "weight")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, *, pack: bool = True) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> None:
+        """`weight` is [out, in]; with `keep` it stays as it is, for others to use too."""
         self.out_features, self.in_features = weight.shape
-        self.dtype = weight.dtype
-        self.bias = bias
-        packed = pack and can_pack(weight.dtype, weight.device)
-        self._packed: Tensor | None = torch.ops.mkldnn._reorder_linear_weight(weight, None) if packed else None
-        self.weight: Tensor | None = None if packed else weight
-        self._fewest, self._most = 1, 0
-        if weight.device.type == "cpu" and weight.dtype in (torch.bfloat16, torch.float32):
-            self._fewest = 1 if weight.dtype == torch.bfloat16 else _FEWEST_ROWS_TURNED_FLOAT32
-            self._most = _MOST_ROWS_TURNED_SMALL if self.out_features <= _SMALL_OUTPUT else _MOST_ROWS_TURNED
+        self.dtype, self.bias = weight.dtype, bias
+        self._packed: Tensor | None = None
+        self._panels: Tensor | None = None
+        self.weight: Tensor | None = None
+        if keep or not reorders(weight.dtype, weight.device):
+            self.weight = weight
+        elif weight.dtype == torch.bfloat16:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        else:
+            count = _panel_count(self.out_features)
+            panels = weight.view(count, self.out_features // count, self.in_features).transpose(1, 2)
+            self._panels = panels.clone(memory_format=torch.contiguous_format)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
         if self._packed is not None:
             return _pointwise(x, self._packed, self.bias, "none", [], "")
-        assert self.weight is not None
-        if self._fewest <= x.shape[0] <= self._most:
-            return self._turned(x).contiguous()
-        return F.linear(x, self.weight, self.bias)
-
-    def _turned(self, x: Tensor) -> Tensor:
-        assert self.weight is not None
-        if x.shape[0] == 1:
-            y = torch.mv(self.weight, x[0])[None]
-        else:
-            y = torch.mm(self.weight, x.t()).t()
-        return y if self.bias is None else y + self.bias
+        if self._panels is None:
+            return self._plain(x)
+        y = self._by_panels(x, self._panels)
+        return y if self.bias is None else y.add_(self.bias)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + linear(x); `residual` may be overwritten."""
         if self._packed is not None:
             return _pointwise_with(x, residual, self._packed, self.bias, "add")
-        if self._fewest <= x.shape[0] <= self._most:
-            return residual.add_(self._turned(x))
-        return residual.add_(F.linear(x, self.weight, self.bias))  # type: ignore[arg-type]
+        if self._panels is not None and self._panels.shape[0] == 1:
+            residual.addmm_(x, self._panels[0])
+            return residual if self.bias is None else residual.add_(self.bias)
+        return residual.add_(self(x))
+
+    def _plain(self, x: Tensor) -> Tensor:
+        assert self.weight is not None
+        rows = x.shape[0]
+        if x.device.type == "cpu" and self.bias is None and _pointwise is not None:
+            if x.dtype == torch.bfloat16 and rows == 1:
+                return torch.mv(self.weight, x[0])[None]
+            if x.dtype == torch.bfloat16 and rows <= _MOST_ROWS_TURNED:
+                return torch.mm(self.weight, x.t()).t().contiguous()
+            if x.dtype == torch.float32 and rows in _ONEDNN_ROWS:
+                return _pointwise(x, self.weight, None, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
+
+    def _by_panels(self, x: Tensor, panels: Tensor) -> Tensor:
+        count, inputs, width = panels.shape
+        rows = x.shape[0]
+        if count == 1:
+            return torch.mm(x, panels[0])
+        if rows <= _MOST_ROWS_IN_ONE_CALL:
+            y = torch.bmm(x.expand(count, rows, inputs), panels)
+            return y.transpose(0, 1).reshape(rows, self.out_features)
+        y = x.new_empty(rows, self.out_features)
+        for part, panel in zip(y.split(width, dim=1), panels.unbind(0), strict=True):
+            torch.mm(x, panel, out=part)
+        return y
 
     @property
     def nbytes(self) -> int:
@@ -101,11 +126,19 @@ class GatedLinear:
         return self._both.nbytes
 
 
-def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this torch build and this processor have prepacked linear layers for the dtype."""
+def reorders(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether `Linear` copies a weight of this dtype into another layout."""
     if device.type != "cpu" or _pointwise is None:
         return False
-    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+def _panel_count(outputs: int) -> int:
+    """Into how many equal panels a matrix is cut: 1 where it is narrow or has no divisor of a good size."""
+    if outputs <= _WIDEST_PANEL:
+        return 1
+    widths = (width for width in range(_PANEL, _PANEL // 4, -1) if outputs % width == 0)
+    return outputs // next(widths, outputs)
 
 
 def _packed_ops() -> tuple[Any, Any]:

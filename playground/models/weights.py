@@ -1,6 +1,6 @@
 """Builds a decoder's weights, fused and laid out for the device, from any source of named tensors.
 
-One matrix at a time: the source's tensor is copied into its place, the finished matrix is packed, the plain one freed.
+One matrix at a time: the tensors it is made of are copied into place, then it is laid out in its own memory.
 """
 
 import math
@@ -14,7 +14,7 @@ from kernels.cpu import LayerNorm, RMSNorm
 from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights, Layer, Norm
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
-from playground.models.linear import GatedLinear, Linear, can_pack
+from playground.models.linear import GatedLinear, Linear, reorders
 
 
 class TensorSource(Protocol):
@@ -52,8 +52,8 @@ def build_weights(
     embed = builder.plain(f"{names.embed}.weight", shapes)
     learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
     if config.tie_embeddings:
-        head = Linear(embed, None, pack=False)  # packing would keep a second copy of the embedding
-    else:  # before the layers: while it is packed there are two of it
+        head = Linear(embed, None, keep=True)  # reordering would keep a second copy of the embedding
+    else:  # before the layers: while it is reordered there are two of it
         head = Linear(builder.plain(f"{names.head}.weight", shapes), None)
     layers = [builder.layer(number, shapes) for number in range(config.num_layers)]
     return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
@@ -65,7 +65,7 @@ class _Builder:
         self._staging: Tensor | None = None
 
     def staged(self, *shape: int) -> Tensor:
-        """Memory for a matrix that `Linear` copies when it packs: always the same, so that the heap stays whole."""
+        """Memory for a matrix that `Linear` will reorder: always the same, so that the heap stays whole."""
         size = math.prod(shape)
         if self._staging is None or self._staging.numel() < size:
             self._staging = self.empty(size)
@@ -89,7 +89,7 @@ class _Builder:
         """Weight and bias of ours from one or several matrices of the checkpoint, stacked along the outputs."""
         parts = linear_parts(self.config, role)
         total = sum(outputs for _, outputs in parts)
-        make = self.staged if can_pack(self.dtype, self.device) else self.empty
+        make = self.staged if reorders(self.dtype, self.device) else self.empty
         weight = make(total, linear_inputs(self.config, role))
         bias = self.empty(total) if linear_bias(self.config, role) else None
         row = 0
