@@ -13,7 +13,7 @@ import kernels
 from playground.engine.engine import Engine
 from playground.sessions import SessionStore
 from playground.telemetry import TelemetryHub
-from playground.ui.components import page_css, page_head
+from playground.ui.components import page_head
 from playground.ui.handlers import ChatHandlers
 from playground.ui.layout import PageFacts, Surfaces, chat_page
 from playground.ui.theme import theme
@@ -33,7 +33,6 @@ class Page:
         """For `demo.launch`: our looks, and nothing that would report, record or fetch."""
         return {
             "theme": theme(),
-            "css": page_css(),
             "head": page_head(),
             "ssr_mode": False,
             "run_history": False,

@@ -17,15 +17,14 @@ SCRIPTS = ("core.js", "markdown.js", "transcript.js", "live.js", "composer.js", 
 
 @cache
 def page_head() -> str:
-    """The scripts, inline in the page's head: they run before any component is mounted, and nothing is fetched."""
+    """Our styles and scripts, inline in the page's head: there before any component is mounted, and nothing is fetched.
+
+    `launch(css=…)` would put every selector below Gradio's container, where the body's classes cannot be seen.
+    """
+    style = (STATIC / "app.css").read_text(encoding="utf-8")
     code = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    assert "</script" not in code.lower()
-    return f'<meta name="color-scheme" content="light dark"><script>\n{code}\n</script>'
-
-
-@cache
-def page_css() -> str:
-    return (STATIC / "app.css").read_text(encoding="utf-8")
+    assert "</s" not in (style + code).lower()  # nothing may end the element early
+    return f'<meta name="color-scheme" content="light dark"><style>\n{style}\n</style><script>\n{code}\n</script>'
 
 
 def surface(

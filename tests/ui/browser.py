@@ -22,10 +22,6 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 OWN_ADDRESS = re.compile(r"(https?|wss?)://127\.0\.0\.1:|data:|blob:")
 PATIENCE_MS = 45_000  # a machine that is busy with something else is not a failure
 
-ENDLESS = {"temperature": "5", "max_tokens": "900"}
-"""At this temperature the end mark is one token among thousands: the reply lasts until it is stopped."""
-SHORT = {"temperature": "0", "max_tokens": "12"}
-
 
 def missing(reason: str) -> None:
     if os.environ.get("PLAYGROUND_REQUIRE_BROWSER") == "1":
@@ -164,7 +160,9 @@ class Tab:
         self.page.get_by_role("button", name="Send the message").wait_for()
 
     def wait_stopped(self) -> None:
-        self.page.locator("#transcript .message.reply.last .state").wait_for()
+        """Until the reply is in the transcript; it must have been stopped."""
+        self.replies.last.wait_for()
+        assert "Stopped here" in self.replies.last.inner_text()
 
     def scrolls_sideways(self) -> bool:
         return bool(

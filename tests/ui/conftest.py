@@ -10,15 +10,14 @@ from playground import Engine, EngineConfig
 from playground.sessions import SessionStore
 from playground.telemetry import TelemetryHub
 from playground.ui.handlers import ChatHandlers
-from tests.tiny import write_tiny_model
+from tests.ui.endless import write_endless_model
 
 TAB = "tab-1"
 
 
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Its context is long enough that an endless reply is still running when a test stops it."""
-    folder = write_tiny_model(tmp_path_factory.mktemp("long-tiny-llama"), max_position_embeddings=8192)
+    folder = write_endless_model(tmp_path_factory.mktemp("endless-llama"))
     with Engine(EngineConfig(model=str(folder), device="cpu", dtype="float32", num_kv_blocks=2048)) as engine:
         yield engine
 
@@ -45,10 +44,3 @@ def request(tab: str = TAB, **query: str) -> Any:
 def event(**data: Any) -> Any:
     """What the handlers read of a `gr.EventData`."""
     return SimpleNamespace(_data=data)
-
-
-LONG = {"temperature": "5", "max_tokens": "200", "seed": "1"}
-"""Settings that make a tiny random model babble to the limit: some frames long."""
-ENDLESS = {**LONG, "max_tokens": "6000"}
-"""Many seconds long: for what is going to be stopped."""
-SHORT = {"temperature": "0", "max_tokens": "4"}

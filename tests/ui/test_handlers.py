@@ -9,7 +9,8 @@ import gradio as gr
 from playground import Engine
 from playground.sessions import SessionStore
 from playground.ui.handlers import ChatHandlers
-from tests.ui.conftest import ENDLESS, LONG, SHORT, TAB, event, request
+from tests.ui.conftest import TAB, event, request
+from tests.ui.endless import ENDLESS, LONG, SHORT
 
 SKIP = gr.skip()
 
@@ -49,7 +50,7 @@ def test_a_reply_is_sent_as_question_then_frames_then_transcript(handlers: ChatH
 def test_frames_come_at_about_12_hz_and_figures_at_most_at_4(handlers: ChatHandlers) -> None:
     async def scenario() -> tuple[float, list[tuple[Any, ...]]]:
         started = asyncio.get_running_loop().time()
-        outputs = await collect(send(handlers, settings={**LONG, "max_tokens": "1500"}))
+        outputs = await collect(send(handlers, settings={**LONG, "max_tokens": "400"}))
         return asyncio.get_running_loop().time() - started, outputs
 
     seconds, outputs = asyncio.run(scenario())

@@ -120,6 +120,15 @@
   document.addEventListener("focusout", hideTip);
   document.addEventListener("scroll", () => { tip.hidden = true; }, true);
 
+  // Before a reload Gradio's client aborts its own streams and logs that, and what follows from it, as errors of the page
+  // that is going away. An abort that was asked for is no error.
+  const { error } = console;
+  let leaving = -Infinity;
+  console.error = (...said) => {
+    if (said[0] && said[0].name === "AbortError") leaving = performance.now();
+    if (performance.now() - leaving > 1000) error.apply(console, said);
+  };
+
   // Escape stops a reply from anywhere; Ctrl/Cmd+K searches the chats.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {

@@ -77,6 +77,7 @@
     P.calls.drawer = () => toggle(!document.body.classList.contains("drawer"));
     P.calls.search = () => { if (window.innerWidth < 900) toggle(true); search.focus(); search.select(); };
     document.addEventListener("keydown", (event) => { if (event.key === "Escape" && document.body.classList.contains("drawer")) { event.preventDefault(); toggle(false); } }, true);
+    document.addEventListener("pointerdown", (event) => { if (document.body.classList.contains("drawer") && !event.target.closest("#sessions, .menu")) toggle(false); });
     P.onState((_, changed) => { if (changed.includes("chat")) draw(); });
 
     P.bind(props, watch, (next) => {
