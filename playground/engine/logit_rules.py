@@ -24,8 +24,8 @@ from playground.sampling_params import SamplingParams
 GROUP_SIZE = 256
 """Widths of scaled logits are multiples of this, padded with -inf, so that a row can be viewed as groups."""
 
-_HEAD = 512
-"""How many of the largest logits are looked at first: enough for nearly every top_p, 60 times cheaper than a sort."""
+_HEAD = 2048
+"""How many of the largest logits are looked at first: enough for nearly every top_p, and cheaper than sorting all."""
 
 MINUS_INF = float("-inf")
 
@@ -126,9 +126,10 @@ def group_sums(scaled: Tensor) -> Tensor:
     """Sum of exp over each group of ids, [R, padded V] -> [R, groups].
 
     Also the way to a row's total: a plain sum of one long row is split over threads, which rounds differently from the
-    same row in a batch.
+    same row in a batch. Where exp would underflow it takes up to a hundred times as long, hence the floor: at e**-700 a
+    filtered token weighs nothing next to the best one's 1.
     """
-    return scaled.exp().view(len(scaled), -1, GROUP_SIZE).sum(-1)
+    return scaled.clamp(min=-700).exp_().view(len(scaled), -1, GROUP_SIZE).sum(-1)
 
 
 def _keep_top(scaled: Tensor, top_k: list[int], top_p: list[float]) -> None:

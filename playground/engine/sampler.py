@@ -27,8 +27,8 @@ from playground.engine.outputs import TokenLogprob
 
 __all__ = ["SampledToken", "Sampler", "SamplingRow", "draw"]
 
-_ELEMENTS_AT_A_TIME = 1 << 18
-"""Float64 work of a draw is done in pieces of this many logits (32 MB), whatever the batch."""
+_ELEMENTS_AT_A_TIME = 1 << 20
+"""Float64 work of a draw is done in pieces of this many logits (8 MB), whatever the batch."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,7 +145,7 @@ class ByteStream:
             return ""
         self._at_start = False
         if data and self._prompt_tail:
-            if _is_beginning(self._prompt_tail + data[:1]):
+            if _strictly_decoded(self._prompt_tail + data[:1]) is not None:
                 data = self._prompt_tail + data
             self._prompt_tail = b""
         return self._decoder.decode(data)
@@ -168,16 +168,15 @@ def _unfinished_character(table: TokenTable, token_ids: Sequence[int]) -> bytes:
         if len(tail) >= 3:
             break
     ends = (tail[-size:] for size in range(1, min(3, len(tail)) + 1))
-    return next((end for end in ends if _is_beginning(end)), b"")
+    return next((end for end in ends if _strictly_decoded(end) == ""), b"")
 
 
-def _is_beginning(data: bytes) -> bool:
-    """Whether a character may begin with these bytes, or be them."""
+def _strictly_decoded(data: bytes) -> str | None:
+    """The characters complete in these bytes, "" while the first one still is not; None if they are not UTF-8."""
     try:
-        codecs.getincrementaldecoder("utf-8")("strict").decode(data)
+        return codecs.getincrementaldecoder("utf-8")("strict").decode(data)
     except UnicodeDecodeError:
-        return False
-    return data[0] >= 0xC2
+        return None
 
 
 class WindowStream:
