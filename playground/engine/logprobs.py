@@ -31,19 +31,25 @@ def _of_rows(logits: Tensor, token_ids: Sequence[int], top_k: Sequence[int]) -> 
     logprobs = logits.log_softmax(dim=-1)
     ranks = 1 + (logits > logits.gather(1, chosen)).sum(-1)
     of_chosen = logprobs.gather(1, chosen).squeeze(1).tolist()
-    tops = _top(logprobs, max(top_k))
+    tops = _top(logprobs, top_k)
     return [
-        TokenLogprob(token, logprob, rank, top[:k])
-        for token, logprob, rank, top, k in zip(token_ids, of_chosen, ranks.tolist(), tops, top_k, strict=True)
+        TokenLogprob(token, logprob, rank, top)
+        for token, logprob, rank, top in zip(token_ids, of_chosen, ranks.tolist(), tops, strict=True)
     ]
 
 
-def _top(logprobs: Tensor, k: int) -> list[tuple[tuple[int, float], ...]]:
-    if k == 0:
+def _top(logprobs: Tensor, top_k: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    size = min(max(top_k), logprobs.shape[1])
+    if size == 0:
         return [()] * len(logprobs)
-    values, ids = logprobs.topk(min(k, logprobs.shape[1]), dim=-1)
-    rows = zip(ids.tolist(), values.tolist(), strict=True)
-    return [
-        tuple(sorted(((t, p) for t, p in zip(*row, strict=True) if p > float("-inf")), key=lambda tp: (-tp[1], tp[0])))
-        for row in rows
-    ]
+    values, ids = logprobs.topk(size, dim=-1)
+    tops: list[tuple[tuple[int, float], ...]] = []
+    for row, row_values, row_ids, k in zip(logprobs, values, ids, top_k, strict=True):
+        if 0 < k < len(row) and (row >= row_values[min(k, size) - 1]).sum() > k:
+            # Tokens outside tie with the last one inside, and topk takes any of those: take the smallest ids.
+            row_ids = (row >= row_values[k - 1]).nonzero().squeeze(1)
+            row_values, order = row[row_ids].sort(descending=True, stable=True)
+            row_ids = row_ids[order]
+        best = zip(row_ids[:k].tolist(), row_values[:k].tolist(), strict=True)
+        tops.append(tuple(sorted((tp for tp in best if tp[1] > float("-inf")), key=lambda tp: (-tp[1], tp[0]))))
+    return tops
