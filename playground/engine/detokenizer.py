@@ -38,6 +38,7 @@ class Detokenizer:
         self._min_tokens = params.min_tokens
         self._stream = text_stream(tokenizer, prompt_token_ids)
         self._matcher = StopMatcher(params.stop)
+        self._has_stops = bool(params.stop)
         self._shown: list[str] = []
         self._held = ""
         self._num_shown_chars = 0
@@ -52,14 +53,10 @@ class Detokenizer:
 
     @property
     def num_released_tokens(self) -> int:
-        """How many tokens no stop string can take away any more: those that began before the text held back."""
-        if self.stopped or self._finished or not self._matcher.held:
+        """How many tokens no stop string can take away any more: those that began before all it could begin with."""
+        if self.stopped or self._finished or not self._has_stops:
             return len(self.token_ids)
-        held_from = self._num_shown_chars
-        count = len(self.token_ids)
-        while count > self._min_tokens and self._starts[count - 1] >= held_from:
-            count -= 1
-        return count
+        return self._num_tokens_before(self._num_shown_chars)
 
     def append(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> str:
         """Take new tokens, with their logprobs if there are any; returns the text that can be shown now."""
@@ -100,12 +97,17 @@ class Detokenizer:
         """End the text after `size` of the held characters, and the tokens with it."""
         self._held = self._held[:size]
         self._show(size)
-        count = len(self.token_ids)
-        while count > self._min_tokens and self._starts[count - 1] >= self._num_shown_chars:
-            count -= 1
+        count = self._num_tokens_before(self._num_shown_chars)
         for column in (self.token_ids, self.logprobs, self._starts):
             del column[count:]
         self.stopped, self.matched_stop = True, stop
+
+    def _num_tokens_before(self, num_chars: int) -> int:
+        """How many tokens begin before this place in the text, and the first `min_tokens` in any case."""
+        count = len(self.token_ids)
+        while count > self._min_tokens and self._starts[count - 1] >= num_chars:
+            count -= 1
+        return count
 
     def _show(self, size: int) -> None:
         if size:
