@@ -129,6 +129,9 @@ class PagedPlan:
             row += rows
         self.complete = covered == self.num_rows
         """Whether every query row sees at least one key."""
+        rows_gathered = max((g.index.shape[0] for g in self.groups if g.index is not None), default=0)
+        self._scratch_size = rows_gathered * self.block_size * cache_shape[3]
+        self._scratch_at = 0
 
     def _first(self, kv_len: int, q_len: int) -> int:
         """First block that the earliest of the last `q_len` tokens sees."""
@@ -206,14 +209,20 @@ class PagedPlan:
         """q [T, Hq, D] in group order -> [T, Hq, D]; fills `lse` [T, Hq] (base 2) where given.
 
         `pages` is both caches as one [2 * num_blocks * Hkv, block_size * D], where they lie in one piece of memory:
-        then one call gathers both. Calls for different layers must share the workspace and differ in nothing else.
+        then one call gathers both.
         """
         out: Tensor | None = None
         if not (self.complete and len(self.groups) == 1 and len(self.groups[0].pieces) == 1):
             make = torch.empty if self.complete else torch.zeros
             out = make(q.shape, dtype=q.dtype, device=q.device)
+        scratch = workspace.take(self._scratch_size, k_cache)
+        if scratch.data_ptr() != self._scratch_at:  # another plan made the workspace grow since the last layer
+            self._scratch_at = scratch.data_ptr()
+            for group in self.groups:
+                for piece in group.pieces:
+                    piece.views = None
         for group in self.groups:
-            k, v = self._keys_and_values(group, k_cache, v_cache, pages, workspace)
+            k, v = self._keys_and_values(group, k_cache, v_cache, pages, scratch)
             steady = group.index is not None and scales is None and k.dtype == q.dtype
             if not steady:
                 k = _dequantize(k, self._scales(group, scales, 0), q.dtype)
@@ -232,7 +241,7 @@ class PagedPlan:
         return out
 
     def _keys_and_values(
-        self, group: Group, k_cache: Tensor, v_cache: Tensor, pages: Tensor | None, workspace: Workspace
+        self, group: Group, k_cache: Tensor, v_cache: Tensor, pages: Tensor | None, scratch: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The group's keys and values, each [batch, Hkv, num_blocks * block_size, D], as stored."""
         if group.index is None:
@@ -240,7 +249,7 @@ class PagedPlan:
             return k_cache[blocks], v_cache[blocks]
         _, heads, size, dim = self.cache_shape
         count = group.index.shape[0]
-        gathered = workspace.take(count * size * dim, k_cache).view(count, size * dim)
+        gathered = scratch[: count * size * dim].view(count, size * dim)
         if pages is not None:
             torch.index_select(pages, 0, group.index, out=gathered)
         else:

@@ -77,6 +77,16 @@ def test_logits_of_a_ragged_batch_of_prefill_and_decode_equal_transformers(varia
 
 
 @EVERY_VARIANT
+def test_prompts_of_growing_length_in_the_first_step_do_not_share_scratch_memory(variant: str) -> None:
+    model = loaded(variant)
+    sequences = [Sequence(prompt(n, model.config.vocab_size, seed=n)) for n in (5, 16, 43, 1, 70)]
+    for sequence, logits in zip(
+        sequences, Driver(model, block_size=4).step([(s, len(s.token_ids)) for s in sequences]), strict=True
+    ):
+        assert difference(logits, reference_logits(variant, sequence.token_ids)) < TOLERANCE
+
+
+@EVERY_VARIANT
 def test_logits_without_a_cache_equal_transformers(variant: str) -> None:
     model = loaded(variant)
     prompts = [prompt(n, model.config.vocab_size, seed=n) for n in (30, 1, 12)]
