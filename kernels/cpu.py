@@ -1,7 +1,7 @@
 """The small ops of a decoder in few torch calls: norms, RoPE, SwiGLU, cache write.
 
 Written for a CPU, where at one token the number of calls decides; they run on any device. Attention is in
-`cpu_attention`.
+`cpu_attention` and `cpu_paged`.
 """
 
 import torch

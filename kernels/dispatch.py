@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import cpu_attention, reference
+from kernels import cpu_attention, cpu_paged, reference
 
 BACKENDS = ("auto", "torch", "reference", "triton")
 OPS = ("flash_attention", "paged_attention", "rms_norm", "layer_norm", "rope", "swiglu", "write_kv")
@@ -103,9 +103,9 @@ def paged_attention(
         return (out, lse) if lse is not None and return_lse else out
     starts, lens = cu_seqlens_q.tolist(), kv_lens.tolist()
     query_lens = [end - begin for begin, end in itertools.pairwise(starts)]
-    groups = cpu_attention.arrange(query_lens, lens, k_cache.shape[2], window)
-    order = cpu_attention.token_order(groups, query_lens)
-    plan = cpu_attention.PagedPlan(groups, query_lens, lens, block_table, k_cache.shape, window, q.dtype)
+    groups = cpu_paged.arrange(query_lens, lens, k_cache.shape[2], window)
+    order = cpu_paged.token_order(groups, query_lens)
+    plan = cpu_paged.PagedPlan(groups, query_lens, lens, block_table, k_cache.shape, window, q.dtype)
     lse = torch.full(q.shape[:2], -math.inf, dtype=reference.wide(q).dtype, device=q.device) if return_lse else None
     permutation = None if order is None else torch.tensor(order, device=q.device)
     out = plan.attend(
@@ -113,7 +113,7 @@ def paged_attention(
         k_cache,
         v_cache,
         scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        workspace=cpu_attention.Workspace(),
+        workspace=cpu_paged.Workspace(),
         softcap=softcap,
         scales=None if k_scale is None or v_scale is None else (k_scale, v_scale),
         lse=lse,

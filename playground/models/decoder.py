@@ -13,15 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu import LayerNorm, RMSNorm, rope_
-from kernels.cpu_attention import (
-    PagedPlan,
-    Piece,
-    Workspace,
-    arrange,
-    token_order,
-    varlen_attention,
-    varlen_pieces,
-)
+from kernels.cpu_attention import Piece, varlen_attention, varlen_pieces
+from kernels.cpu_paged import PagedPlan, Workspace, arrange, token_order
 from playground.models.batch import ModelBatch
 from playground.models.config import DecoderConfig
 from playground.models.kv_cache import KVCache

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import kernels
 from kernels import reference
-from kernels.cpu_attention import arrange, token_order
+from kernels.cpu_paged import arrange, token_order
 
 
 @dataclass
