@@ -143,7 +143,7 @@ def _panel_count(outputs: int) -> int:
 
 def _packed_ops() -> tuple[Any, Any]:
     try:
-        op = torch.ops.mkldnn._linear_pointwise
+        op, _ = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._reorder_linear_weight
         return (op.default, op.binary) if torch.backends.mkldnn.is_available() else (None, None)
     except AttributeError:  # a torch built without oneDNN
         return None, None

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from playground.models import linear
 from playground.models.linear import ACTIVATIONS, GatedLinear, Linear
 
 # Outputs: narrow, wide with a divisor for panels, wide without one, odd.
@@ -49,6 +50,17 @@ def test_a_gated_layer_is_activation_of_gate_times_up(dtype: torch.dtype, activa
         gate, up = F.linear(x.double(), weight.double(), None if bias is None else bias.double()).chunk(2, dim=-1)
         wanted = ACTIVATIONS[activation](gate) * up
         torch.testing.assert_close(layer(x).double(), wanted, rtol=2e-2, atol=5 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_a_torch_without_onednn_runs_on_the_plain_matrix(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_pointwise", None)
+    weight = random(1536, 24, dtype=dtype, seed=0)
+    layer = Linear(weight, None)
+    assert layer.weight is weight
+    for rows in ROWS:
+        x = random(rows, 24, dtype=dtype, seed=2)
+        torch.testing.assert_close(layer(x), F.linear(x, weight), rtol=1e-2, atol=TOLERANCE[dtype])
 
 
 def test_a_kept_weight_is_the_tensor_that_was_given() -> None:
