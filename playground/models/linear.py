@@ -1,7 +1,7 @@
 """Linear layers for inference, in the layout that the device reads fastest.
 
 On a CPU, weights are reordered once at load: bfloat16 into oneDNN's own layout (plain `F.linear` reads it at half the
-memory bandwidth at one row), float32 into transposed panels (half the time of `F.linear` from 4 to 32 rows). Holds one
+memory bandwidth at one row), float32 into transposed panels (15 to 45 % less time from 4 to 32 rows). Holds one
 copy of a weight, never two, and no gradients.
 """
 
