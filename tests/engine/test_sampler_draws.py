@@ -1,0 +1,332 @@
+"""Draws have exactly the stated distribution, and depend on seed, position and their own row only."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+from playground.engine import logit_rules, noise, sampler
+from playground.engine.sampler import Sampler, SamplingRow
+from playground.sampling_params import SamplingParams
+from tests.engine.sampling_reference import chi_square_p_value, probabilities
+
+DRAWS = 8_000
+SURE = 1e-5
+"""Seeds are fixed, so a p-value below this is a fault and not bad luck."""
+
+
+def draw_many(
+    logits: torch.Tensor, params: SamplingParams, prompt=(), output=(), seed: int = 11, draws: int = DRAWS
+) -> Counter[int]:
+    """Tokens drawn from one distribution at as many positions."""
+    drawer = Sampler(len(logits))
+    counts: Counter[int] = Counter()
+    size = 400
+    batch = logits.expand(size, -1).contiguous()
+    for start in range(0, draws, size):
+        rows = [SamplingRow(params, seed, start + i, prompt, output) for i in range(size)]
+        counts.update(token.token_id for token in drawer.sample(batch, rows))
+    return counts
+
+
+def random_logits(size: int, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * spread
+
+
+CASES = {
+    "plain": SamplingParams(),
+    "hot": SamplingParams(temperature=2.5),
+    "cold": SamplingParams(temperature=0.4),
+    "top_k": SamplingParams(top_k=7),
+    "top_p": SamplingParams(top_p=0.8),
+    "min_p": SamplingParams(min_p=0.1),
+    "all filters": SamplingParams(temperature=1.3, min_p=0.02, top_k=12, top_p=0.9),
+    "repetition": SamplingParams(repetition_penalty=1.6),
+    "presence and frequency": SamplingParams(presence_penalty=0.7, frequency_penalty=0.4),
+    "negative penalties": SamplingParams(repetition_penalty=0.7, presence_penalty=-0.5, frequency_penalty=-0.2),
+    "bias": SamplingParams(logit_bias={3: 2.0, 299: 4.0, 5: -100.0}),
+    "allowed": SamplingParams(allowed_token_ids=[2, 40, 256, 280]),
+}
+
+
+def check_distribution(params: SamplingParams, size: int = 300) -> None:
+    """300 tokens are two groups of ids, the second one padded."""
+    logits = random_logits(size)
+    best = logits.topk(8).indices.tolist()
+    prompt, output = (*best[:3], 7, 7), (*best[2:6], best[4], best[4], 260)
+    row = SamplingRow(params, 0, 0, prompt, output)
+    counts = draw_many(logits, params, prompt, output)
+    assert chi_square_p_value(counts, probabilities(logits.double().tolist(), row)) > SURE
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_draws_follow_the_exact_distribution(name):
+    check_distribution(CASES[name])
+
+
+def test_draws_follow_the_distribution_over_many_groups():
+    logits = random_logits(5_000, spread=3.0)
+    expected = logits.double().softmax(-1).tolist()
+    assert chi_square_p_value(draw_many(logits, SamplingParams()), expected) > SURE
+    flat = draw_many(torch.zeros(1_000), SamplingParams())
+    assert chi_square_p_value(flat, [1e-3] * 1_000) > SURE
+
+
+def test_other_seeds_at_one_position_follow_the_distribution_too():
+    logits = random_logits(300)
+    drawer = Sampler(300)
+    tokens = drawer.sample(
+        logits.expand(4_000, -1), [SamplingRow(SamplingParams(), s, 5, [], []) for s in range(4_000)]
+    )
+    counts = Counter(token.token_id for token in tokens)
+    assert chi_square_p_value(counts, logits.double().softmax(-1).tolist()) > SURE
+
+
+def check_neighbours_are_independent() -> None:
+    """Draws at (seed, position) and at its neighbours, as tables of pairs over four tokens."""
+    drawer, side = Sampler(4), 96
+    table = [
+        [token.token_id for token in drawer.sample(torch.zeros(side, 4), [_plain(seed, p) for p in range(side)])]
+        for seed in range(side)
+    ]
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (16, 0)):
+        pairs = Counter(
+            4 * table[s][p] + table[s + down][p + right]
+            for s in range(side - down)
+            for p in range(max(0, -right), side - max(0, right))
+        )
+        assert chi_square_p_value(pairs, [1 / 16] * 16) > SURE
+
+
+def _plain(seed: int, position: int) -> SamplingRow:
+    return SamplingRow(SamplingParams(), seed, position, [], [])
+
+
+def test_neighbouring_seeds_and_positions_are_independent():
+    check_neighbours_are_independent()
+
+
+def test_the_same_seed_and_position_give_the_same_token():
+    logits = random_logits(300, spread=0.1).expand(50, -1)
+    rows = [_plain(3, p) for p in range(50)]
+    tokens = Sampler(300).sample(logits, rows)
+    assert tokens == Sampler(300).sample(logits, rows)
+    assert len({token.token_id for token in tokens}) > 25
+
+
+def random_row(rng: random.Random, size: int) -> SamplingRow:
+    ids = range(size)
+    params = SamplingParams(
+        temperature=rng.choice([0.0, 1.0, 0.3, 1.7]),
+        top_k=rng.choice([0, 0, 1, 5, size, 10 * size]),
+        top_p=rng.choice([1.0, 0.9, 0.999, 0.05]),
+        min_p=rng.choice([0.0, 0.0, 0.05]),
+        repetition_penalty=rng.choice([1.0, 1.0, 1.3]),
+        presence_penalty=rng.choice([0.0, 0.0, 0.8]),
+        frequency_penalty=rng.choice([0.0, 0.0, -0.3]),
+        logit_bias=rng.choice([{}, {}, {rng.choice(ids): 5.0}]),
+        allowed_token_ids=rng.choice([None, None, rng.sample(ids, size // 2)]),
+        min_tokens=rng.choice([0, 0, 9]),
+        logprobs=rng.choice([None, None, 0, 3]),
+    )
+    prompt, output = rng.choices(ids, k=rng.randint(0, 30)), rng.choices(ids, k=rng.randint(0, 12))
+    return SamplingRow(params, rng.getrandbits(62), rng.randint(0, 5_000), prompt, output, frozenset({1}))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [300, 9_000])
+def test_a_row_is_bitwise_the_same_alone_and_in_any_batch(size, threads):
+    rng = random.Random(size)
+    rows = [random_row(rng, size) for _ in range(24)]
+    logits = torch.stack([random_logits(size, seed) for seed in range(24)])
+    logits[::3] = logits[::3].round()  # many equal logits, as bfloat16 models make them
+    logits[5, 17] = float("nan")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        drawer = Sampler(size)
+        together = drawer.sample(logits, rows)
+        order = list(range(24))
+        rng.shuffle(order)
+        shuffled = drawer.sample(logits[order], [rows[i] for i in order])
+        for place, i in enumerate(order):
+            assert drawer.sample(logits[i : i + 1], [rows[i]]) == [together[i]] == [shuffled[place]]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_pieces_of_a_large_batch_change_nothing(monkeypatch):
+    rng = random.Random(1)
+    rows = [random_row(rng, 300) for _ in range(30)]
+    logits = torch.stack([random_logits(300, seed) for seed in range(30)])
+    whole = Sampler(300).sample(logits, rows)
+    monkeypatch.setattr(sampler, "_ELEMENTS_AT_A_TIME", 700)
+    assert Sampler(300).sample(logits, rows) == whole
+
+
+def test_filters_that_filter_nothing_change_no_draw():
+    logits = random_logits(6_000).expand(60, -1)
+    plain = Sampler(6_000).sample(logits, [_plain(1, p) for p in range(60)])
+    for inert in ({"top_k": 6_000}, {"min_p": 1e-300}, {"top_k": 10**7, "top_p": 1 - 1e-15}):
+        rows = [SamplingRow(SamplingParams(**inert), 1, p, [], []) for p in range(60)]
+        assert Sampler(6_000).sample(logits, rows) == plain
+
+
+def test_the_tiniest_temperature_is_greedy():
+    logits = torch.stack([random_logits(300, seed) for seed in range(20)])
+    for temperature in (5e-324, 1e-300, 1e-6):
+        rows = [SamplingRow(SamplingParams(temperature=temperature), 1, p, [], []) for p in range(20)]
+        assert [t.token_id for t in Sampler(300).sample(logits, rows)] == logits.argmax(-1).tolist()
+
+
+def test_filtered_tokens_are_never_drawn_even_when_most_groups_are_empty():
+    logits = torch.zeros(4_000)
+    counts = draw_many(logits, SamplingParams(allowed_token_ids=[3, 2_000, 3_999]), draws=4_000)
+    assert set(counts) == {3, 2_000, 3_999}
+
+
+# Noise
+
+
+def splitmix64(state: int) -> int:
+    """The published generator's output for a state, in Python's whole numbers."""
+    z = state % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def test_the_hash_gives_the_published_numbers():
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    states = [(1234567 + 0x9E3779B97F4A7C15 * (i + 1)) % 2**64 for i in range(4)]
+    assert [splitmix64(state) for state in states] == expected
+    words = noise.mix(torch.tensor([state - 2**64 if state >= 2**63 else state for state in states]))
+    assert [word % 2**64 for word in words.tolist()] == expected
+
+
+def test_uniform_noise_is_the_hash_at_seed_position_and_id():
+    golden = 0x9E3779B97F4A7C15
+    for seed, position, purpose, token in [
+        (0, 0, 0, 0),
+        (-1, 7, 1, 49_151),
+        (2**63 - 1, 10**6, 5, 3),
+        (-(2**63), 0, 0, 1),
+    ]:
+        key = splitmix64(splitmix64(splitmix64(seed + golden) + position * golden) + purpose * golden)
+        word = splitmix64(key + (token + 1) * golden)
+        keys = noise.keys([seed], [position], purpose, torch.device("cpu"))
+        assert noise.uniform(keys, torch.tensor([token])).item() == ((word >> 12) + 0.5) / 2**52
+
+
+@pytest.mark.parametrize("word", [0, 2**64 - 1, 1, 2**63])
+def test_noise_is_finite_for_the_most_extreme_hashes(monkeypatch, word):
+    monkeypatch.setattr(noise, "mix", lambda words: torch.full_like(words, word - 2**64 if word >= 2**63 else word))
+    value = noise.gumbel(torch.tensor([1]), torch.tensor([1])).item()
+    assert -3.7 < value < 36.8
+
+
+def test_the_two_kinds_of_noise_at_one_place_are_unrelated():
+    device, seeds = torch.device("cpu"), range(3_000)
+    ids = torch.arange(1)
+    one = noise.uniform(noise.keys(seeds, [4] * 3_000, noise.TOKEN, device), ids).flatten()
+    two = noise.uniform(noise.keys(seeds, [4] * 3_000, noise.GROUP, device), ids).flatten()
+    assert abs(torch.corrcoef(torch.stack([one, two]))[0, 1].item()) < 0.07  # four standard errors
+
+
+@pytest.mark.gpu
+def test_cuda_draws_the_same_tokens():
+    rng = random.Random(2)
+    rows = [random_row(rng, 9_000) for _ in range(40)]
+    logits = torch.stack([random_logits(9_000, seed) for seed in range(40)])
+    here = [token.token_id for token in Sampler(9_000).sample(logits, rows)]
+    assert [token.token_id for token in Sampler(9_000, "cuda").sample(logits.cuda(), rows)] == here
+
+
+# Faults planted on purpose
+
+
+def noise_without_the_position(monkeypatch):
+    whole = noise.keys
+    monkeypatch.setattr(noise, "keys", lambda seeds, positions, *rest: whole(seeds, [0] * len(positions), *rest))
+
+
+def noise_without_the_seed(monkeypatch):
+    whole = noise.keys
+    monkeypatch.setattr(noise, "keys", lambda seeds, positions, *rest: whole([0] * len(seeds), positions, *rest))
+
+
+def seed_and_position_merely_added(monkeypatch):
+    whole = noise.keys
+
+    def keys(seeds, positions, *rest):
+        return whole([s + p for s, p in zip(seeds, positions, strict=True)], [0] * len(positions), *rest)
+
+    monkeypatch.setattr(noise, "keys", keys)
+
+
+def uniform_in_place_of_gumbel(monkeypatch):
+    monkeypatch.setattr(noise, "gumbel", noise.uniform)
+
+
+def groups_drawn_without_their_weights(monkeypatch):
+    whole = sampler.group_sums
+    monkeypatch.setattr(sampler, "group_sums", lambda scaled: whole(scaled) * 0 + 1)
+
+
+def temperature_left_out(monkeypatch):
+    whole = sampler.scale
+    monkeypatch.setattr(sampler, "scale", lambda logits, largest, temps: whole(logits, largest, [1.0] * len(temps)))
+
+
+def one_token_too_many_in_top_p(monkeypatch):
+    whole = logit_rules._count_kept
+
+    def count_kept(*args):
+        count, settled = whole(*args)
+        return count + 1, settled
+
+    monkeypatch.setattr(logit_rules, "_count_kept", count_kept)
+
+
+def filters_left_out(monkeypatch):
+    monkeypatch.setattr(sampler, "apply_filters", lambda scaled, params: None)
+
+
+def frequency_counts_the_prompt(monkeypatch):
+    whole = logit_rules.apply_token_rules
+
+    def rules(logits, row):
+        whole(logits, SamplingRow(row.params, 0, 0, [], (*row.prompt_token_ids, *row.output_token_ids)))
+
+    monkeypatch.setattr(sampler, "apply_token_rules", rules)
+
+
+def repetition_counts_the_output_only(monkeypatch):
+    whole = logit_rules.apply_token_rules
+    monkeypatch.setattr(
+        sampler,
+        "apply_token_rules",
+        lambda logits, row: whole(logits, SamplingRow(row.params, 0, 0, [], row.output_token_ids)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("plant", "check"),
+    [
+        (noise_without_the_position, check_neighbours_are_independent),
+        (noise_without_the_seed, check_neighbours_are_independent),
+        (seed_and_position_merely_added, check_neighbours_are_independent),
+        (uniform_in_place_of_gumbel, lambda: check_distribution(CASES["plain"])),
+        (groups_drawn_without_their_weights, lambda: check_distribution(CASES["plain"])),
+        (temperature_left_out, lambda: check_distribution(CASES["cold"])),
+        (one_token_too_many_in_top_p, lambda: check_distribution(CASES["top_p"])),
+        (filters_left_out, lambda: check_distribution(CASES["top_p"])),
+        (frequency_counts_the_prompt, lambda: check_distribution(CASES["presence and frequency"])),
+        (repetition_counts_the_output_only, lambda: check_distribution(CASES["repetition"])),
+    ],
+)
+def test_a_planted_fault_in_drawing_is_caught(monkeypatch, plant, check):
+    plant(monkeypatch)
+    with pytest.raises(AssertionError):
+        check()
