@@ -58,9 +58,7 @@ def served(folder: Path, *arguments: str) -> Iterator[str]:
     command = [sys.executable, "app.py", "--port", str(port), "--db", str(folder / "chats.sqlite"), *arguments]
     with log.open("w") as output:
         # Less eager than the browser, which is what is looked at: an engine at full speed would starve it on two cores.
-        app = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, preexec_fn=lambda: os.nice(5) and None
-        )
+        app = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_be_nice)
     try:
         deadline = time.monotonic() + 120
         while "Inference Playground: http" not in log.read_text():
@@ -74,6 +72,10 @@ def served(folder: Path, *arguments: str) -> Iterator[str]:
         if app.poll() is None:
             app.kill()
             app.wait()
+
+
+def _be_nice() -> None:
+    os.nice(5)
 
 
 class Tab:
@@ -168,8 +170,5 @@ class Tab:
         assert "Stopped here" in self.replies.last.inner_text()
 
     def scrolls_sideways(self) -> bool:
-        return bool(
-            self.page.evaluate(
-                "document.documentElement.scrollWidth > innerWidth || document.getElementById('page').scrollWidth > innerWidth"
-            )
-        )
+        widest = "Math.max(document.documentElement.scrollWidth, document.getElementById('page').scrollWidth)"
+        return bool(self.page.evaluate(f"{widest} > innerWidth"))

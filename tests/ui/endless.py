@@ -6,7 +6,6 @@ from pathlib import Path
 
 from tests.tiny import write_tiny_model
 
-
 NUM_LAYERS = 16
 """Enough to make some 200 tokens a second of it: time to act, and a reply still ends soon where it should."""
 

@@ -252,19 +252,25 @@ def test_a_hostile_message_stays_text_everywhere(new_tab: NewTab) -> None:
     assert tab.page.locator("#page img").count() == 0
 
 
+LINK = '<a href="{0}" target="_blank" rel="noopener noreferrer nofollow">t</a>'
+TABLE = (
+    '<div class="table"><table><thead><tr><th scope="col">a</th><th scope="col">b</th></tr></thead>'
+    "<tbody><tr><td>1</td><td>&lt;i&gt;</td></tr></tbody></table></div>"
+)
 MARKDOWN = [
     ("plain\nline", "<p>plain<br>line</p>"),
-    ("**b** *i* `c` ~~s~~ snake_case_name 2*3*4", "<p><strong>b</strong> <em>i</em> <code>c</code> <s>s</s> snake_case_name 2*3*4</p>"),
+    ("**b** *i* `c` ~~s~~", "<p><strong>b</strong> <em>i</em> <code>c</code> <s>s</s></p>"),
+    ("snake_case_name 2*3*4 __init__.py", "<p>snake_case_name 2*3*4 <strong>init</strong>.py</p>"),
     ("- a\n- b\n  - c\n\ntext", "<ul><li>a</li><li>b<ul><li>c</li></ul></li></ul><p>text</p>"),
     ("3. x\n4. y", '<ol start="3"><li>x</li><li>y</li></ol>'),
     ("> quoted", "<blockquote><p>quoted</p></blockquote>"),
-    ("[t](https://example.org)", '<p><a href="https://example.org" target="_blank" rel="noopener noreferrer nofollow">t</a></p>'),
+    ("[t](https://example.org)", f"<p>{LINK.format('https://example.org')}</p>"),
     ("[t](javascript:alert(1))", "<p>t (javascript:alert(1))</p>"),
-    ("![t](https://example.org/x.png)", '<p><a href="https://example.org/x.png" target="_blank" rel="noopener noreferrer nofollow">t</a></p>'),
+    ("![t](https://example.org/x.png)", f"<p>{LINK.format('https://example.org/x.png')}</p>"),
     ("<b onclick=x>no</b> &amp;", "<p>&lt;b onclick=x&gt;no&lt;/b&gt; &amp;amp;</p>"),
     ("a | b\n--|--", "<p>a | b<br>--|--</p>"),
-    ("| a | b |\n|---|---|\n| 1 | <i> |", '<div class="table"><table><thead><tr><th scope="col">a</th><th scope="col">b</th></tr></thead><tbody><tr><td>1</td><td>&lt;i&gt;</td></tr></tbody></table></div>'),
-]  # fmt: skip
+    ("| a | b |\n|---|---|\n| 1 | <i> |", TABLE),
+]
 
 
 def test_markdown_becomes_nodes_and_markup_stays_text(new_tab: NewTab) -> None:
@@ -282,7 +288,10 @@ def test_a_growing_text_renders_as_the_whole_would_and_keeps_finished_blocks(new
     tab = new_tab()
     text = "One **two** three.\n\n- a\n- b\n\n```py\nx = 1\n```\n\nEnd *of* it"
     same = """(text) => { const grow = document.createElement('div'); let first = null;
-      for (let n = 1; n <= text.length; n++) { Playground.markdown(text.slice(0, n), grow); if (n === 30) first = grow.firstElementChild; }
+      for (let n = 1; n <= text.length; n++) {
+        Playground.markdown(text.slice(0, n), grow);
+        if (n === 30) first = grow.firstElementChild;
+      }
       const whole = Playground.markdown(text, document.createElement('div'));
       return [grow.innerHTML === whole.innerHTML, first === grow.firstElementChild]; }"""
     assert tab.page.evaluate(same, text) == [True, True]
@@ -290,7 +299,9 @@ def test_a_growing_text_renders_as_the_whole_would_and_keeps_finished_blocks(new
 
 def test_pathological_markdown_does_not_hang_the_page(new_tab: NewTab) -> None:
     tab = new_tab()
-    time_it = "(text) => { const t = performance.now(); Playground.markdown(text, document.createElement('div')); return performance.now() - t; }"
+    time_it = """(text) => { const started = performance.now();
+      Playground.markdown(text, document.createElement('div'));
+      return performance.now() - started; }"""
     for text in (
         "*a " * 4000,
         "`" * 8000,
@@ -352,7 +363,8 @@ def test_every_control_has_a_name_and_focus_is_visible(new_tab: NewTab) -> None:
     tab.ask("Hello")
     nameless = tab.page.evaluate(
         """() => [...document.querySelectorAll('#page button, #page input, #page textarea, #page select')]
-        .filter((node) => !(node.getAttribute('aria-label') || node.textContent.trim() || (node.labels && node.labels.length)))
+        .filter((node) => !(node.getAttribute('aria-label') || node.textContent.trim()
+          || (node.labels && node.labels.length)))
         .map((node) => node.outerHTML.slice(0, 120))"""
     )
     assert nameless == []
@@ -362,8 +374,9 @@ def test_every_control_has_a_name_and_focus_is_visible(new_tab: NewTab) -> None:
         tab.page.keyboard.press("Tab")
         seen = tab.page.evaluate(
             """() => { const n = document.activeElement; const s = getComputedStyle(n);
-            const box = n.closest('.box'); const ring = s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0;
-            return ring || n.tagName === 'BODY' || (box && n.tagName === 'TEXTAREA') ? '' : n.outerHTML.slice(0, 120); }"""
+            const ring = s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) > 0;
+            const boxed = n.closest('.box') && n.tagName === 'TEXTAREA'; // its box shows the focus
+            return ring || boxed || n.tagName === 'BODY' ? '' : n.outerHTML.slice(0, 120); }"""
         )
         unseen |= {seen} - {""}
     assert unseen == set()

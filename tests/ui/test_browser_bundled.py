@@ -20,7 +20,7 @@ def test_the_bundled_model_greets_in_the_browser(tmp_path: Path) -> None:
         tab.send("Hello!")
         sent = time.monotonic()
         tab.wait(
-            "() => document.querySelector('#conversation').innerText.split('Hello!').slice(1).join('').match(/[a-z]{2}/)"
+            "() => /[a-z]{2}/.test([...document.querySelectorAll('.reply .text')].map((n) => n.innerText).join(''))"
         )
         first_words = time.monotonic() - sent
         tab.replies.last.wait_for()

@@ -19,7 +19,7 @@ const REST_MS = 2500; // a little longer than the window of the rates
     const g = canvas.getContext("2d");
     g.scale(scale, scale);
     const known = samples.filter((value) => value !== null);
-    if (known.length < 2) return;
+    if (known.length < 4) return;
     const top = Math.max(...known) || 1;
     g.strokeStyle = color(canvas, "--pg-kv");
     g.lineWidth = 1.2;
