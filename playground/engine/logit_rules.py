@@ -109,17 +109,16 @@ def filters(params: SamplingParams) -> bool:
 
 def apply_filters(scaled: Tensor, params: Sequence[SamplingParams]) -> None:
     """min_p, then top_k, then top_p, in place on scaled logits [R, padded V]; filtered tokens become -inf."""
-    if any(p.min_p > 0 for p in params):
-        floors = [math.log(p.min_p) if p.min_p > 0 else MINUS_INF for p in params]
-        floor = torch.tensor(floors, dtype=torch.float64, device=scaled.device)
-        scaled.masked_fill_(scaled < floor[:, None], MINUS_INF)
+    floors = [math.log(p.min_p) if p.min_p > 0 else MINUS_INF for p in params]
+    floor = torch.tensor(floors, dtype=torch.float64, device=scaled.device)
     cut_rows = [i for i, p in enumerate(params) if p.top_k > 0 or p.top_p < 1]
-    if not cut_rows:
-        return
-    part = scaled if len(cut_rows) == len(params) else scaled[cut_rows]
-    _keep_top(part, [params[i].top_k for i in cut_rows], [params[i].top_p for i in cut_rows])
-    if part is not scaled:
-        scaled[cut_rows] = part
+    if len(cut_rows) < len(params):
+        scaled.masked_fill_(scaled < floor[:, None], MINUS_INF)
+    if cut_rows:
+        part = scaled if len(cut_rows) == len(params) else scaled[cut_rows]
+        _keep_top(part, [params[i] for i in cut_rows], floor[cut_rows])
+        if part is not scaled:
+            scaled[cut_rows] = part
 
 
 def group_sums(scaled: Tensor) -> Tensor:
@@ -132,17 +131,17 @@ def group_sums(scaled: Tensor) -> Tensor:
     return scaled.clamp(min=-700).exp_().view(len(scaled), -1, GROUP_SIZE).sum(-1)
 
 
-def _keep_top(scaled: Tensor, top_k: list[int], top_p: list[float]) -> None:
-    """top_k and top_p in place. Looks at the largest values only, and at more where that was not enough."""
+def _keep_top(scaled: Tensor, params: Sequence[SamplingParams], floor: Tensor) -> None:
+    """min_p (as a floor), top_k and top_p in place. Looks at the largest values, and at more where they did not do."""
     width = scaled.shape[1]
-    ks = torch.tensor([min(k, width) or width for k in top_k], device=scaled.device)
-    ps = torch.tensor(top_p, dtype=torch.float64, device=scaled.device)
+    ks = torch.tensor([min(p.top_k, width) or width for p in params], device=scaled.device)
+    ps = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=scaled.device)
     totals = group_sums(scaled).sum(-1)
     open_rows = torch.arange(len(scaled), device=scaled.device)
     for size in (_HEAD, 8 * _HEAD, width):
         part = scaled[open_rows] if len(open_rows) < len(scaled) else scaled
         values = _largest(part, min(size, width))
-        count, settled = _count_kept(values, ks[open_rows], ps[open_rows], totals[open_rows], width)
+        count, settled = _count_kept(values, ks[open_rows], ps[open_rows], floor[open_rows], totals[open_rows], width)
         cut = torch.where(settled, values.gather(1, count[:, None] - 1).squeeze(1), MINUS_INF)
         part.masked_fill_(part < cut[:, None], MINUS_INF)
         # Of the tokens that tie with the last one kept, those with the largest ids are too many.
@@ -157,20 +156,22 @@ def _keep_top(scaled: Tensor, top_k: list[int], top_p: list[float]) -> None:
             return
 
 
-def _count_kept(values: Tensor, ks: Tensor, ps: Tensor, totals: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def _count_kept(
+    values: Tensor, ks: Tensor, ps: Tensor, floor: Tensor, totals: Tensor, width: int
+) -> tuple[Tensor, Tensor]:
     """How many of the sorted largest values [R, M] each row keeps, and whether M was enough to know."""
     size = values.shape[1]
-    in_k = torch.arange(size, device=values.device) < ks[:, None]
-    weights = values.exp() * in_k
-    cumulated = weights.cumsum(-1)
-    total = torch.where(ks < width, cumulated[:, -1], totals)
-    before = cumulated - weights
-    in_p = (before < (ps * total)[:, None]) | (ps >= 1)[:, None]
-    count = (in_k & in_p).sum(-1).clamp_(min=1)
     last = values[:, -1]
+    candidates = (torch.arange(size, device=values.device) < ks[:, None]) & (values >= floor[:, None])
+    weights = values.exp() * candidates
+    cumulated = weights.cumsum(-1)
+    all_candidates = (ks == width) & (floor == MINUS_INF)
+    total = torch.where(all_candidates, totals, cumulated[:, -1])
+    known_total = all_candidates | (ks <= size) | (last < floor)
+    in_p = (cumulated - weights < (ps * total)[:, None]) | (ps >= 1)[:, None]
+    count = (candidates & in_p).sum(-1).clamp_(min=1)
     inside = values.gather(1, count[:, None] - 1).squeeze(1) > last  # so all its ties are among the values too
-    known_k = (ks <= size) | (ks == width)
-    return count, (inside & known_k) | (last == MINUS_INF) | (size == width)
+    return count, (inside & known_total) | (last == MINUS_INF) | (size == width)
 
 
 def _largest(rows: Tensor, size: int) -> Tensor:

@@ -331,3 +331,11 @@ def test_the_plain_loops_themselves_count_as_they_should():
     result = ruled_logits([2.0, -2.0, 1.0], row_of(params, [1], [0, 0]))
     assert result == pytest.approx([2 / 1.5 - 1.0, -3.0, 1.0])
     assert Counter(kept_tokens([0.0, 1.0, 1.0], 1.0, 0.0, 2, 1.0)) == Counter([1, 2])
+
+
+def test_logits_made_in_inference_mode_can_be_sampled_outside_it():
+    with torch.inference_mode():
+        logits = random_logits(300).float().expand(2, -1) * 1.0
+    params = SamplingParams(top_p=0.5, top_k=9, min_p=0.01, logit_bias={1: 3.0}, repetition_penalty=2.0, logprobs=3)
+    tokens = Sampler(300).sample(logits, [row_of(params, [1, 2], [3]), row_of(GREEDY, [1])])
+    assert [token.error for token in tokens] == [None, None]
