@@ -154,8 +154,17 @@ class ChatHandlers:
         self._shown[tab] = chat_id
         run, error = await start()
         if run is None:
-            again = await self._transcript(chat_id, run=self.runs.get(chat_id), error=error, restore=restore)
-            yield again, gr.skip(), gr.skip(), gr.skip()
+            other = self.runs.get(chat_id)  # the reason may be that another tab is having a reply written here
+            yield (
+                await self._transcript(chat_id, run=other, error=error, restore=restore),
+                gr.skip(),
+                gr.skip(),
+                gr.skip(),
+            )
+            if other is not None:
+                async with aclosing(self._watch(other, tab)) as frames:
+                    async for outputs in frames:
+                        yield outputs
             return
         self._shown[tab] = run.chat_id
         try:

@@ -35,7 +35,8 @@ logger = logging.getLogger(__name__)
 class ServeOptions:
     """Everything the served page can be told from outside."""
 
-    host: str = DEFAULT_HOST
+    host: str | None = None
+    """None: GRADIO_SERVER_NAME, else 127.0.0.1."""
     port: int | None = None
     """None: GRADIO_SERVER_PORT, else 7860."""
     model: str | None = None
@@ -52,6 +53,10 @@ class ServeOptions:
             device=self.device,
             dtype=self.dtype,  # type: ignore[arg-type]  # EngineConfig judges it
         )
+
+
+def resolve_host(given: str | None) -> str:
+    return given or os.environ.get("GRADIO_SERVER_NAME", "").strip() or DEFAULT_HOST
 
 
 def resolve_port(given: int | None) -> int:
@@ -120,8 +125,8 @@ def serve(options: ServeOptions) -> int:
 def _serve(options: ServeOptions, stop: _StopSignal) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    port = resolve_port(options.port)
-    check_port(options.host, port)
+    host, port = resolve_host(options.host), resolve_port(options.port)
+    check_port(host, port)
     config = options.engine_config()
     # The heavy imports wait until the cheap refusals are over; gradio's run beside the loading of the model.
     gradio = threading.Thread(target=_import_gradio, name="import-gradio", daemon=True)
@@ -138,20 +143,21 @@ def _serve(options: ServeOptions, stop: _StopSignal) -> None:
 
         page = build_ui(engine, store)
         try:
-            page.demo.launch(
-                server_name=options.host,
+            _, _, public_url = page.demo.launch(
+                server_name=host,
                 server_port=port,
                 share=options.share,
                 prevent_thread_lock=True,
                 quiet=True,
                 **page.launch_options,
             )
-            shown_host = f"[{options.host}]" if ":" in options.host else options.host
-            print(f"Inference Playground: http://{shown_host}:{port}", flush=True)  # noqa: T201
+            print(f"Inference Playground: http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
+            if public_url:
+                print(f"Public address: {public_url}", flush=True)  # noqa: T201
             stop.wait_until_set()
         except OSError as error:  # taken since it was checked
             logger.debug("launching failed", exc_info=True)
-            raise ConfigError(f"Cannot listen on {options.host}:{port} ({error}): choose another --port.") from None
+            raise ConfigError(f"Cannot listen on {host}:{port} ({error}): choose another --port.") from None
         finally:
             gc.freeze()  # the process is about to end: what it still holds need not be searched for cycles
             page.close()
@@ -165,7 +171,7 @@ def _import_gradio() -> None:
         logger.debug("importing gradio failed", exc_info=True)
 
 
-Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine.")]
+Host = Annotated[str | None, typer.Option(help="Address; 0.0.0.0 is all. [default: $GRADIO_SERVER_NAME or 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on. [default: $GRADIO_SERVER_PORT or 7860]")]
 Model = Annotated[str | None, typer.Option(help="Folder or hub id. [default: the bundled model]", show_default=False)]
 DraftModel = Annotated[str | None, typer.Option(help="Folder or hub id of a draft model.", show_default=False)]
@@ -176,7 +182,7 @@ Database = Annotated[str, typer.Option("--db", help="SQLite file of the saved ch
 
 
 def command(
-    host: Host = DEFAULT_HOST,
+    host: Host = None,
     port: Port = None,
     model: Model = None,
     draft_model: DraftModel = None,

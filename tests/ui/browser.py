@@ -60,7 +60,7 @@ def served(folder: Path, *arguments: str) -> Iterator[str]:
         # Less eager than the browser, which is what is looked at: an engine at full speed would starve it on two cores.
         app = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_be_nice)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 180
         while "Inference Playground: http" not in log.read_text():
             assert app.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.1)

@@ -145,6 +145,22 @@ def test_a_refusal_is_said_in_place_and_gives_the_text_back(handlers: ChatHandle
     assert output[0]["restore"] == "tell me" and output[0]["chat"] is None and not output[0]["running"]
 
 
+def test_a_tab_whose_message_is_refused_because_another_tab_is_being_answered_joins_that_reply(
+    handlers: ChatHandlers,
+) -> None:
+    async def scenario() -> list[tuple[Any, ...]]:
+        refused: list[tuple[Any, ...]] = []
+        async with aclosing(send(handlers, settings=LONG)) as stream:
+            async for output in stream:
+                if is_view(output[1]) and output[1].get("run") and not refused:
+                    refused = await collect(send(handlers, "me too", chat=output[1]["chat"], tab="tab-2"))
+        return refused
+
+    first, *_, last = views_of(asyncio.run(scenario()), 0)
+    assert "being written" in first["error"] and first["restore"] == "me too" and first["running"]
+    assert not last["running"] and len(last["messages"]) == 2
+
+
 def test_the_page_opens_the_chat_of_its_address_and_an_empty_one_for_nonsense(
     handlers: ChatHandlers, store: SessionStore
 ) -> None:

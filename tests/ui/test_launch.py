@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from playground.errors import ConfigError
-from playground.ui.launch import DEFAULT_PORT, ServeOptions, check_port, resolve_port, serve
+from playground.ui.launch import DEFAULT_PORT, ServeOptions, check_port, resolve_host, resolve_port, serve
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,16 @@ def test_the_port_comes_from_the_option_then_the_variable_then_the_default(monke
     assert resolve_port(None) == 7999
     monkeypatch.delenv("GRADIO_SERVER_PORT")
     assert resolve_port(None) == DEFAULT_PORT == 7860
+
+
+def test_the_address_comes_from_the_option_then_the_variable_then_this_machine_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    assert resolve_host("127.0.0.2") == "127.0.0.2"
+    assert resolve_host(None) == "0.0.0.0"
+    monkeypatch.delenv("GRADIO_SERVER_NAME")
+    assert resolve_host(None) == "127.0.0.1"
 
 
 @pytest.mark.parametrize("value", ["abc", "0", "70000", "-1", "78 60", "7860.0"])
