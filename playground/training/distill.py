@@ -86,7 +86,7 @@ class Distiller(Trainer):
         done = []
         for start in range(0, len(mine), TEACHER_BATCH):
             prompts = torch.from_numpy(mine[start : start + TEACHER_BATCH, :OPENING_TOKENS]).long().to(self.device)
-            temperature = 0.0 if (start // TEACHER_BATCH) % 2 else 0.8
+            temperature = 0.0 if (start // TEACHER_BATCH + rank) % 2 else 0.8
             written = generate(self.teacher, prompts, length - OPENING_TOKENS, temperature, generator)
             done.append(torch.cat([prompts, written], dim=1).cpu())
         ids = self.group.gather(torch.cat(done)).numpy().astype(np.int32)

@@ -16,6 +16,7 @@ from playground.training.words import (
     COLOURS,
     FOODS,
     GIRL_NAMES,
+    HEROES,
     PEOPLE,
     PLACES,
     THINGS,
@@ -42,7 +43,7 @@ class Hero:
 
 
 def make_hero(rng: random.Random, noun: str | None = None) -> Hero:
-    noun = noun or rng.choice(rng.choice([ANIMALS, THINGS, PEOPLE]))
+    noun = noun or rng.choice(rng.choice([ANIMALS, THINGS, PEOPLE, HEROES]))
     if noun in _SHE or (noun not in _HE and rng.random() < 0.5):
         pronouns, names = ("she", "her", "her"), GIRL_NAMES
     else:
@@ -57,7 +58,7 @@ def grammar_story(rng: random.Random) -> tuple[str, str]:
     """(what the request names, the story)."""
     hero = make_hero(rng)
     helper = rng.choice([w for w in ANIMALS + PEOPLE if w != hero.noun])
-    second = rng.choice([w for w in ANIMALS + THINGS + PEOPLE if w != hero.noun])
+    second = rng.choice([w for w in ANIMALS + THINGS + PEOPLE + HEROES if w != hero.noun])
     looks = rng.sample(_TEXT["looks"], 4)
     phrase, sentence, plot = rng.choice(_TEXT["traits"])
     thing = rng.choice([t for t in THINGS if t != hero.noun])

@@ -20,6 +20,7 @@ NAMES = GIRL_NAMES + BOY_NAMES
 ANIMALS = _WORDS["animals"]
 THINGS = _WORDS["things"]
 PEOPLE = _WORDS["people"]
+HEROES = _WORDS["heroes"]
 ADJECTIVES = _WORDS["adjectives"]
 PLACES = _WORDS["places"]
 FOODS = _WORDS["foods"]
