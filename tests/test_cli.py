@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -151,12 +150,20 @@ def test_ctrl_c_ends_the_reply_keeps_its_text_and_says_so(tmp_path: Path) -> Non
     command = [sys.executable, "-m", "playground", "generate", "--model", str(model), "-p", "hello", "--ignore-eos"]
     command += ["--max-tokens", "90000", "--temperature", "0", "--set", "num_kv_blocks=6000"]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell starts its background jobs with Ctrl-C ignored, and this test may run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
-    first = process.stdout.read(1)  # it streams before it has ended
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
+    try:
+        first = process.stdout.read(1)  # it streams before it has ended
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert first and rest.endswith(b"\n")
     assert process.returncode == 130
     assert b"ended by abort" in errors and b"Traceback" not in errors
