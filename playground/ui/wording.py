@@ -83,7 +83,7 @@ def live_figures(num_tokens: int, seconds_since_first: float | None) -> list[Fig
         return []
     return [
         (_plural(num_tokens, "token"), define("num_output_tokens").hover),
-        (f"for {format_number(seconds_since_first, 's')}", "Time since the page saw the first token of this reply."),
+        (f"{format_number(seconds_since_first, 's')} since the first", "Since the page saw this reply's first token."),
     ]
 
 

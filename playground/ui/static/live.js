@@ -4,6 +4,7 @@
   "use strict";
   const P = window.Playground;
   const { el } = P;
+  const TEXT_MS = 240;
 
   P.mountLive = (element, props, watch) => {
     const text = el("div", { class: "text" });
@@ -16,11 +17,13 @@
     let seq = -1;
     let written = "";
     let line = "";
+    let said = -TEXT_MS;
 
     const clear = () => {
       run = null;
       written = "";
       line = "";
+      said = -TEXT_MS;
       text.replaceChildren();
       text.playgroundBlocks = [];
       root.hidden = true;
@@ -42,12 +45,13 @@
       if (grown !== written) { written = grown; cursor.remove(); P.markdown(written, text); }
       if (!cursor.isConnected) place();
       const now = JSON.stringify([value.phase, value.figures]);
-      if (now !== line) {
+      if (now !== line && performance.now() - said >= TEXT_MS) { // the words grow with every frame, the figures stay readable
         line = now;
+        said = performance.now();
+        if (value.tokens) P.setState({ tokens: value.tokens });
         phase.textContent = value.phase || "";
         figures.replaceChildren(...(value.phase ? [phase] : []), ...(value.figures || []).map(([label, tip]) => el("span", { text: label, "data-tip": tip })));
       }
-      if (value.tokens) P.setState({ tokens: value.tokens });
       P.scroller.follow();
     });
   };
