@@ -103,6 +103,7 @@ def _subject(rng: random.Random, hero: Hero, phrase: str, words: dict[str, str],
     if phrase.startswith("and "):
         return rng.choice([f"{who} {phrase}", f"{hero.name} {phrase}", f"{hero.name} the {hero.noun} {phrase}"])
     options = [who, f"{who} named {hero.name}", f"{hero.name} the {hero.noun}", hero.name, f"{who} {words['place']}"]
+    options += [article(hero.noun)] * 5  # by far the most usual way to ask
     options += [f"{who} {phrase}", f"{who} {phrase}", f"{who} named {hero.name} {phrase}"]
     for other, weight in (("helper", 1), ("thing", 2)):
         if story.count(words[other]) >= 2:
