@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,17 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+@dataclass(frozen=True)
+class Served:
+    """A running app."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+
 @contextmanager
-def served(folder: Path, *arguments: str) -> Iterator[str]:
-    """`python app.py` on a free port with a database of its own; the page's address. Checks that it ends in order."""
+def served(folder: Path, *arguments: str) -> Iterator[Served]:
+    """`python app.py` on a free port, with its database in `folder`. Checks that it ends in order."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -64,7 +73,9 @@ def served(folder: Path, *arguments: str) -> Iterator[str]:
         while "Inference Playground: http" not in log.read_text():
             assert app.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/"
+        yield Served(f"http://127.0.0.1:{port}/", app)
+        if app.poll() is not None:  # the test has killed it
+            return
         app.terminate()
         assert app.wait(30) == 0, log.read_text()[-2000:]
         assert "Traceback" not in log.read_text(), log.read_text()[-3000:]

@@ -27,8 +27,8 @@ def browser() -> Iterator[Any]:
 def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served")
     model = write_endless_model(folder / "storyteller-test")
-    with served(folder, "--model", str(model), "--device", "cpu", "--dtype", "float32") as address:
-        yield address
+    with served(folder, "--model", str(model), "--device", "cpu", "--dtype", "float32") as app:
+        yield app.address
 
 
 @pytest.fixture

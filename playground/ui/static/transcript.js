@@ -39,9 +39,12 @@
       area.setSelectionRange(area.value.length, area.value.length);
     };
 
-    const userMessage = (message, last) => {
-      const node = el("div", { class: "message user" }, P.userBubble(message.text));
-      if (last) node.append(el("div", { class: "actions" }, action("Edit", "Change this message; the reply to it is replaced", () => edit(message, node))));
+    const retry = () => action("Retry", "Write this reply again", () => fire("retry", { chat: P.state.chat, ...P.calls.settings() }));
+
+    // `alone`: its reply was lost, as when the playground was killed in the middle of it.
+    const userMessage = (message, last, alone) => {
+      const node = el("div", { class: `message user${alone ? " alone" : ""}` }, P.userBubble(message.text));
+      if (last) node.append(el("div", { class: "actions" }, alone ? retry() : null, action("Edit", "Change this message; the reply to it is replaced", () => edit(message, node))));
       return node;
     };
 
@@ -51,7 +54,7 @@
       const copy = action("Copy", "Copy the reply as it was written", async () => { await P.copy(message.text); copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); });
       const actions = el("div", { class: "actions" }, message.text ? copy : null);
       if (last) {
-        actions.append(action("Retry", "Write this reply again", () => fire("retry", { chat: P.state.chat, ...P.calls.settings() })));
+        actions.append(retry());
         actions.append(action("Undo", "Take back the last message and its reply", () => fire("undo", { chat: P.state.chat })));
       }
       const figures = P.footer(message.figures);
@@ -72,9 +75,10 @@
       const lastUser = messages.findLastIndex((message) => message.role === "user");
       messages.forEach((message, index) => {
         const last = !value.running && (message.role === "user" ? index === lastUser : index === messages.length - 1);
-        const signature = JSON.stringify([message.role, message.text, message.status, message.figures, message.error, last]);
+        const alone = last && index === messages.length - 1;
+        const signature = JSON.stringify([message.role, message.text, message.status, message.figures, message.error, last, alone]);
         const known = signatures.get(message.id) === signature && nodes.get(message.id);
-        const node = known || (message.role === "user" ? userMessage(message, last) : reply(message, last));
+        const node = known || (message.role === "user" ? userMessage(message, last, alone) : reply(message, last));
         seen.set(message.id, node);
         seenSignatures.set(message.id, signature);
         wanted.push(node);
