@@ -61,6 +61,7 @@ def resolve_config(
         "dtype": str(dtype).removeprefix("torch."),
         "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
         "attention": "sdpa" if config.attention == "auto" else config.attention,
+        "load_format": "safetensors" if config.load_format == "auto" else config.load_format,
         "max_model_len": max_model_len,
         "max_num_batched_tokens": budget,
         "sliding_window": config.sliding_window if config.sliding_window is not None else model.sliding_window,
