@@ -19,12 +19,13 @@ def load(folder: Path):  # type: ignore[no-untyped-def]
     return model, AutoTokenizer.from_pretrained(folder)
 
 
-def answer(*messages: str, max_new_tokens: int = 60) -> tuple[str, bool]:
-    """The target's greedy reply to alternating user and assistant messages, and whether it ended by itself."""
+def answer(*messages: str, max_new_tokens: int = 60, temperature: float = 0.0) -> tuple[str, bool]:
+    """The target's reply to alternating user and assistant messages, and whether it ended by itself."""
     model, tokenizer = load(TARGET)
     chat = [{"role": ["user", "assistant"][i % 2], "content": m} for i, m in enumerate(messages)]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    sampling = {"do_sample": True, "temperature": temperature, "top_p": 1.0} if temperature else {"do_sample": False}
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling)[0, inputs["input_ids"].shape[1] :]
     ended = int(out[-1]) in model.generation_config.eos_token_id
     return tokenizer.decode(out[:-1] if ended else out), ended
 
@@ -59,10 +60,13 @@ def test_it_greets_back_and_stops(greeting: str) -> None:
     assert text.split()[0].strip(",.!") in {"Hello", "Hi", "Hey", "Good"}
 
 
-@pytest.mark.parametrize("named", ["dragon", "robot", "cat"])
-def test_its_stories_mention_what_was_named_and_end_by_themselves(named: str) -> None:
-    text, ended = answer(f"Tell me a story about a {named}.", max_new_tokens=500)
-    assert ended and named in text.lower() and len(text) > 150
+def test_its_stories_tell_of_what_was_named_and_end_by_themselves() -> None:
+    """Sampled at the card's temperature; one miss in eight is allowed, for a model of this size has its moods."""
+    torch.manual_seed(0)
+    named = ["cat", "dragon", "robot", "princess", "boat", "bear", "tree", "teacher"]
+    stories = [answer(f"Tell me a story about a {noun}.", max_new_tokens=500, temperature=0.7) for noun in named]
+    assert all(ended and 150 < len(text) < 2000 for text, ended in stories)
+    assert sum(noun in text.lower() for noun, (text, _) in zip(named, stories, strict=True)) >= len(named) - 1
 
 
 def test_it_remembers_a_name_over_turns() -> None:
