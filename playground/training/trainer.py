@@ -76,8 +76,11 @@ def _help(rank: int, size: int, port: int, config: TrainConfig, resume: bool, st
     group = Group(rank, size, port)
     try:
         _make(config, resume, group).run(stop_after_steps)
-    except TrainingInterrupted:
-        pass
+    except PlaygroundError:
+        pass  # rank 0 meets the same and tells the user
+    except RuntimeError as error:
+        if "Connection" not in str(error):  # rank 0 has gone, and said why
+            raise
     finally:
         group.close()
 

@@ -88,6 +88,15 @@ def test_two_processes_train_the_same_model_as_one(tmp_path: Path) -> None:
         torch.testing.assert_close(actual[name], expected[name], atol=1e-5, rtol=1e-4)
 
 
+def test_helper_processes_leave_quietly_when_the_run_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(write_config(tmp_path, tiny_config(tmp_path)))
+    with pytest.raises(ConfigError, match="already holds checkpoints"):
+        train(write_config(tmp_path, tiny_config(tmp_path, workers=2)))
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_the_learning_rate_warms_up_stays_and_decays_to_the_final_fraction(tmp_path: Path) -> None:
     schedule = {"learning_rate": 1.0, "warmup_steps": 10, "decay_fraction": 0.5, "final_fraction": 0.1}
     config = parse_config(tiny_config(tmp_path, schedule=schedule))
