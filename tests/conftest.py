@@ -6,6 +6,11 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a test that needs the hub is a bug
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, which decides on import
+
 import hypothesis
 import pytest
 
@@ -22,8 +27,6 @@ hypothesis.settings.load_profile("playground")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Tiny tensors gain nothing from more threads, and lose much when the cores are shared."""
-    import torch
-
     torch.set_num_threads(1)
 
 
@@ -32,8 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
-    import torch
-
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="torch finds no NVIDIA GPU here"))

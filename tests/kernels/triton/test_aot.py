@@ -1,0 +1,63 @@
+"""Every shipped kernel compiles for every architecture, within its shared memory and without spilling.
+
+Compiles in a process of its own: this one may have the interpreter, which replaces the kernels.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels.triton.aot import FAMILIES
+from kernels.triton.arch import KNOWN
+
+MAX_STACK_BYTES = 64
+# Kernels whose time goes into long loops over tiles of keys: these must use the hardware's fast paths.
+WGMMA_ON_SM90: tuple[str, ...] = ()
+ASYNC_KV: tuple[str, ...] = ()
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    report = tmp_path_factory.mktemp("aot") / "aot.json"
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    root = Path(__file__).parents[3]
+    command = [sys.executable, "-m", "kernels.triton.aot", "--json", str(report)]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert report.is_file(), done.stderr[-2000:]
+    return json.loads(report.read_text())
+
+
+def named(results: list[dict[str, Any]]) -> list[str]:
+    return [f"sm{r['arch']} {r['kernel']} {r['case']}: {r}" for r in results]
+
+
+@pytest.mark.timeout(900)
+def test_every_family_compiles_for_every_architecture(compiled: list[dict[str, Any]]) -> None:
+    assert not named([r for r in compiled if r["error"]])
+    found = {(r["family"], r["arch"]) for r in compiled}
+    assert found == {(family, arch.cc) for family in FAMILIES for arch in KNOWN}
+
+
+def test_shared_memory_fits_the_architecture(compiled: list[dict[str, Any]]) -> None:
+    assert not named([r for r in compiled if r["shared_bytes"] > r["shared_limit"]])
+
+
+def test_nothing_spills(compiled: list[dict[str, Any]]) -> None:
+    assert not named([r for r in compiled if r["stack_bytes"] > MAX_STACK_BYTES])
+
+
+def test_prefill_uses_warpgroup_matmuls_on_hopper(compiled: list[dict[str, Any]]) -> None:
+    mine = [r for r in compiled if r["kernel"] in WGMMA_ON_SM90 and r["arch"] == 90]
+    assert {r["kernel"] for r in mine} == set(WGMMA_ON_SM90)
+    assert not named([r for r in mine if not r["wgmma"]])
+
+
+def test_keys_and_values_arrive_in_16_byte_async_copies(compiled: list[dict[str, Any]]) -> None:
+    mine = [r for r in compiled if r["kernel"] in ASYNC_KV]
+    assert {r["kernel"] for r in mine} == set(ASYNC_KV)
+    assert not named([r for r in mine if r["async_copy_bytes"] < 16])
