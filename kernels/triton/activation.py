@@ -6,6 +6,7 @@ too few programs at small T.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import triton
@@ -65,4 +66,4 @@ def gated_activation(gate_up: Tensor, activation: str = "silu", out: Tensor | No
 def aot_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     for activation in ("silu", "gelu"):
         gate_up = torch.empty(64, 2 * 14336, dtype=torch.bfloat16, device="meta")
-        yield f"{activation} bf16", lambda gate_up=gate_up, activation=activation: gated_activation(gate_up, activation)
+        yield f"{activation} bf16", partial(gated_activation, gate_up, activation)

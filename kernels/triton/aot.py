@@ -32,6 +32,9 @@ FAMILIES: tuple[str, ...] = ("activation",)
 calls a launcher on meta tensors and may ask `arch.current` what it runs on."""
 
 
+_ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?,\s*(0x\w+|\d+)\s*[,;]")
+
+
 @dataclass(frozen=True)
 class Compiled:
     """One kernel, compiled for one architecture."""
@@ -175,7 +178,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
     results = compile_all(tuple(options.family or FAMILIES), tuple(options.arch) if options.arch else None)
-    print(table(results))
+    sys.stdout.write(table(results) + "\n")
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
     return int(any(r.error for r in results))

@@ -52,7 +52,7 @@ class Arch:
 
 INTERPRETER = Arch(cc=0, num_sms=4)
 KNOWN = (Arch(80, 108), Arch(86, 82), Arch(89, 128), Arch(90, 132), Arch(100, 148), Arch(120, 170))
-"""The architectures that kernels are compiled for ahead of time: A100, RTX 3090, RTX 4090, H100/H200, B200, RTX 5090."""
+"""What kernels are compiled for ahead of time: A100, RTX 3090, RTX 4090, H100 and H200, B200, RTX 5090."""
 
 _pretended: Arch | None = None
 

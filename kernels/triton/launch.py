@@ -31,7 +31,8 @@ def recording() -> Iterator[list[Launch]]:
     """Launches inside this context are collected, not run."""
     global _recorded
     before = _recorded
-    _recorded = launches = []
+    launches: list[Launch] = []
+    _recorded = launches
     try:
         yield launches
     finally:

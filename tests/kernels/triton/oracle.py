@@ -1,4 +1,4 @@
-"""How Triton kernels are judged: against float64, and never worse than twice what eager torch loses in the same dtype."""
+"""How Triton kernels are judged: against float64, losing at most twice what eager torch loses in the same dtype."""
 
 import torch
 from torch import Tensor
