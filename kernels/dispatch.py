@@ -1,5 +1,6 @@
 """Which implementation of an op runs, and why. Decides by name and device; never probes a GPU at import time."""
 
+import importlib.util
 import itertools
 import math
 from dataclasses import dataclass
@@ -23,13 +24,46 @@ class Choice:
     reason: str
 
 
-def choose(backend: str) -> str:
-    """The implementation for a `backend=` argument. Raises ValueError, one sentence."""
+def choose(backend: str, device: torch.device | None = None) -> str:
+    """The implementation for a `backend=` argument and the device of an op's tensors. Raises ValueError, one sentence.
+
+    "auto" is Triton on an NVIDIA GPU that can run it and torch elsewhere. An op without `device` has no Triton version.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is not known: use one of {', '.join(BACKENDS)}.")
-    if backend == "triton":
-        raise ValueError(_NO_TRITON)
-    return "torch" if backend == "auto" else backend
+    if device is None:
+        if backend == "triton":
+            raise ValueError(_NO_TRITON)
+        return "torch" if backend == "auto" else backend
+    if backend == "auto":
+        return "triton" if device.type == "cuda" and why_not_triton("cuda", device.index) is None else "torch"
+    if backend == "triton" and (reason := why_not_triton(device.type, device.index)) is not None:
+        raise ValueError(f"backend='triton' cannot run here: {reason}; use 'auto', 'torch' or 'reference'.")
+    return backend
+
+
+@torch.compiler.assume_constant_result
+def why_not_triton(kind: str, index: int | None) -> str | None:
+    """The reason why Triton kernels cannot run on tensors of this device, None where they can. Asked once a device."""
+    if (kind, index) not in _asked:
+        _asked[kind, index] = _ask(kind, index)
+    return _asked[kind, index]
+
+
+def _ask(kind: str, index: int | None) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if kind != "cuda":
+        from kernels.triton.arch import INTERPRETED  # not before someone asks: importing Triton takes half a second
+
+        return None if INTERPRETED else f"Triton kernels need tensors on an NVIDIA GPU, these are on {kind!r}"
+    if torch.version.hip is not None:
+        return "the kernels are written and compiled for NVIDIA GPUs, this one is AMD's"
+    major, minor = torch.cuda.get_device_capability(index)
+    return None if major >= 8 else f"the kernels need compute capability 8.0 or later, this GPU has {major}.{minor}"
+
+
+_asked: dict[tuple[str, int | None], str | None] = {}
 
 
 def explain(device: torch.device | str = "cpu") -> list[Choice]:
