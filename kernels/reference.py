@@ -67,11 +67,18 @@ def visible(q_len: int, kv_len: int, causal: bool, window: int | None, device: t
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float | None = None, softcap: float | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    seen: Tensor,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """softmax(q k^T scale) v, where `seen`; q [Sq, Hq, D], k and v [Sk, Hkv, D] -> out, base-2 lse [Sq, Hq].
 
-    A query that sees nothing gives zeros and an lse of -inf.
+    `sinks` [Hq] is one more logit per head with a value of zero: it joins the denominator (and the lse) only. A query
+    that sees nothing gives zeros and an lse of -inf (its sink, where there is one).
     """
     group = q.shape[1] // k.shape[1]
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -81,6 +88,8 @@ def attention(
         scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~seen, -math.inf)
     lse = torch.logsumexp(scores, dim=-1)
+    if sinks is not None:
+        lse = torch.logaddexp(lse, sinks.to(lse.dtype)[:, None])
     probs = torch.exp(scores - lse.masked_fill(lse == -math.inf, 0.0)[..., None])
     out = torch.einsum("hqk,khd->qhd", probs, wide_v)
     return out.to(q.dtype), lse.transpose(0, 1) * LOG2E
@@ -95,13 +104,44 @@ def flash_attention(
     window: int | None = None,
     softcap: float | None = None,
     scale: float | None = None,
+    sinks: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Dense attention, q [B, Sq, Hq, D], k and v [B, Sk, Hkv, D]; returns out and the base-2 lse [B, Sq, Hq]."""
     seen = visible(q.shape[1], k.shape[1], causal, window, q.device)
-    pairs = [attention(q[b], k[b], v[b], seen, scale, softcap) for b in range(q.shape[0])]
+    pairs = [attention(q[b], k[b], v[b], seen, scale, softcap, sinks) for b in range(q.shape[0])]
     if not pairs:
         return torch.empty_like(q), wide(q.new_empty(q.shape[:3]))
     return torch.stack([out for out, _ in pairs]), torch.stack([lse for _, lse in pairs])
+
+
+def flash_attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Attention inside each of S packed sequences: q [T, Hq, D], k and v [Tk, Hkv, D]; out and the base-2 lse [T, Hq].
+
+    Sequence s is rows cu_seqlens[s] to cu_seqlens[s + 1]. Rows of no sequence give zeros and an lse of -inf.
+    """
+    starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    end = starts_q[-1]
+    outs, lses = [torch.zeros_like(q[end:])], [wide(q.new_full((q.shape[0] - end, q.shape[1]), -math.inf))]
+    for s in reversed(range(len(starts_q) - 1)):
+        own_q = q[starts_q[s] : starts_q[s + 1]]
+        own_k, own_v = (t[starts_k[s] : starts_k[s + 1]] for t in (k, v))
+        seen = visible(len(own_q), len(own_k), causal, window, q.device)
+        out, lse = attention(own_q, own_k, own_v, seen, scale, softcap, sinks)
+        outs.insert(0, out)
+        lses.insert(0, lse)
+    return torch.cat(outs), torch.cat(lses)
 
 
 def paged_attention(
