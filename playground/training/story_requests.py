@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from playground.training.documents import Document, chat
-from playground.training.words import ANIMALS, BOY_NAMES, GIRL_NAMES, article, read_text
+from playground.training.words import ANIMALS, BOY_NAMES, GIRL_NAMES, MORE_ANIMALS, article, read_text
 
 _TEXT = read_text("stories.toml")
 _WORD = re.compile(r"[A-Za-z']+")
@@ -137,7 +137,7 @@ def swap_hero(text: str, stats: StoryStatistics, rng: random.Random) -> str:
                 text = re.sub(rf"\b{name}\b", fresh, text)
     animals = [a for a, n in Counter(re.findall(r"\b[a-z]+\b", text)).most_common() if n >= 2 and a in ANIMALS]
     if len(animals) == 1 and rng.random() < 0.6:
-        fresh = rng.choice(ANIMALS)
+        fresh = rng.choice(ANIMALS + MORE_ANIMALS)
         if fresh not in text:
             text = re.sub(rf"\b([Aa])n? ((?:[a-z]+ )?){animals[0]}\b", lambda m: _swapped(m, fresh), text)
             text = re.sub(rf"\b{animals[0]}\b", fresh, text)

@@ -62,7 +62,7 @@ def grammar_stories(rng: random.Random, count: int) -> list[Document]:
 
 
 def arithmetic(rng: random.Random, count: int) -> list[Document]:
-    """Sums and differences up to 20 mostly, small products, counting."""
+    """Sums and differences of one digit mostly, small products, counting."""
     return [_chat(rng, rng.choice([_sum, _sum, _sum, _counting, _word_problem])(rng)) for _ in range(count)]
 
 
@@ -80,8 +80,11 @@ def _chat(rng: random.Random, turns: list[Turn]) -> Document:
 
 
 def _sum(rng: random.Random) -> list[Turn]:
-    a, b = rng.randint(0, 10), rng.randint(0, 10)
+    top = 30 if rng.random() < 0.1 else 10
     kind = rng.choice(["+", "+", "+", "-", "-", "*"])
+    a, b = rng.randint(0, top), rng.randint(0, top)
+    if kind == "*":
+        a, b = a % 7, b % 7
     if kind == "-" and a < b:
         a, b = b, a
     result = {"+": a + b, "-": a - b, "*": a * b}[kind]

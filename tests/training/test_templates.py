@@ -31,7 +31,7 @@ def test_chats_alternate_end_with_the_assistant_and_have_no_unfilled_field(kind:
 
 
 def test_grammar_stories_mention_everything_the_request_names_and_come_to_an_end() -> None:
-    lists = [words.ANIMALS, words.THINGS, words.PEOPLE, words.FOODS, words.NAMES, words.ADJECTIVES, words.COLOURS]
+    lists = [words.NOUNS, words.FOODS, words.NAMES, words.MORE_ADJECTIVES, words.COLOURS, words.TOPICS]
     nameable = {part for entries in lists for entry in entries for part in entry.split()} - {"lost"}  # also a verb
     checked = 0
     for seed in range(800):
