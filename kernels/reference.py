@@ -17,6 +17,11 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of `wide`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
     y = wide(x)
@@ -132,15 +137,17 @@ def flash_attention_varlen(
     Sequence s is rows cu_seqlens[s] to cu_seqlens[s + 1]. Rows of no sequence give zeros and an lse of -inf.
     """
     starts_q, starts_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-    end = starts_q[-1]
-    outs, lses = [torch.zeros_like(q[end:])], [wide(q.new_full((q.shape[0] - end, q.shape[1]), -math.inf))]
-    for s in reversed(range(len(starts_q) - 1)):
+    outs, lses = [], []
+    for s in range(len(starts_q) - 1):
         own_q = q[starts_q[s] : starts_q[s + 1]]
         own_k, own_v = (t[starts_k[s] : starts_k[s + 1]] for t in (k, v))
         seen = visible(len(own_q), len(own_k), causal, window, q.device)
         out, lse = attention(own_q, own_k, own_v, seen, scale, softcap, sinks)
-        outs.insert(0, out)
-        lses.insert(0, lse)
+        outs.append(out)
+        lses.append(lse)
+    rest = q[starts_q[-1] :]
+    outs.append(torch.zeros_like(rest))
+    lses.append(wide(rest.new_full(rest.shape[:2], -math.inf)))
     return torch.cat(outs), torch.cat(lses)
 
 
@@ -157,21 +164,53 @@ def paged_attention(
     softcap: float | None = None,
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
+    sinks: Tensor | None = None,
+    tree_mask: Tensor | None = None,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention of a ragged batch over paged keys and values, one sequence after the other."""
+    """Attention of a ragged batch over paged keys and values, one sequence after the other."""
     out = torch.zeros_like(q)
-    lse = torch.full(q.shape[:2], -math.inf, dtype=wide(q).dtype, device=q.device)
+    lse = torch.full(q.shape[:2], -math.inf, dtype=wide_dtype(q.dtype), device=q.device)
     starts = cu_seqlens_q.tolist()
     for sequence, kv_len in enumerate(kv_lens.tolist()):
-        begin, end = starts[sequence], starts[sequence + 1]
-        if end == begin or kv_len == 0:
-            continue
+        rows = slice(starts[sequence], starts[sequence + 1])
         blocks = block_table[sequence, : -(-kv_len // k_cache.shape[2])].long()
         k = _tokens(k_cache, k_scale, blocks, kv_len)
         v = _tokens(v_cache, v_scale, blocks, kv_len)
-        seen = visible(end - begin, kv_len, True, window, q.device)
-        out[begin:end], lse[begin:end] = attention(q[begin:end], k, v, seen, scale, softcap)
+        count = rows.stop - rows.start
+        seen = visible(count, kv_len, causal, window, q.device)
+        if tree_mask is not None and count <= 64:
+            seen = tree_visible(tree_mask[rows], kv_len, window)
+        out[rows], lse[rows] = attention(q[rows], k, v, seen, scale, softcap, sinks)
     return out, lse
+
+
+def tree_visible(tree_mask: Tensor, kv_len: int, window: int | None) -> Tensor:
+    """bool [q_len, kv_len]: bit j of tree_mask [q_len] lets a query see query token j of its sequence.
+
+    Keys before the query tokens are seen, within the window of a token that stands as many places behind them as it
+    sees query tokens (itself included).
+    """
+    q_len = tree_mask.shape[0]
+    bits = (tree_mask[:, None] >> torch.arange(q_len, device=tree_mask.device)) & 1 == 1
+    all_bits = (tree_mask[:, None] >> torch.arange(64, device=tree_mask.device)) & 1
+    context = kv_len - q_len
+    before = torch.ones(q_len, max(context, 0), dtype=torch.bool, device=bits.device)
+    if window is not None:
+        position = context + all_bits.sum(-1) - 1
+        before &= torch.arange(max(context, 0), device=bits.device)[None, :] > position[:, None] - window
+    return torch.cat((before, bits[:, max(-context, 0) :]), dim=1)
+
+
+def merge_state(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the union of two disjoint sets of keys: sum_i 2^(lse_i - lse) out_i, lse = log2 sum_i 2^lse_i."""
+    lse = torch.logaddexp2(wide(lse_a), wide(lse_b))
+    safe = lse.masked_fill(lse == -math.inf, 0.0)
+    merged = torch.zeros_like(wide(out_a))
+    for out, part in ((out_a, lse_a), (out_b, lse_b)):
+        weighted = wide(out) * torch.exp2(wide(part) - safe)[..., None]
+        merged = merged + weighted.masked_fill((part == -math.inf)[..., None], 0.0)
+    return merged.to(out_a.dtype), lse
 
 
 def _tokens(cache: Tensor, scales: Tensor | None, blocks: Tensor, count: int) -> Tensor:
