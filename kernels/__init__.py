@@ -1,5 +1,6 @@
 """Attention and the other ops of a decoder, importable alone: definitions, fast torch versions, and what runs where."""
 
-from kernels.dispatch import Choice, explain, flash_attention, paged_attention
+from kernels.dispatch import Choice, explain, flash_attention
+from kernels.paged import cascade_attention, merge_state, paged_attention
 
-__all__ = ["Choice", "explain", "flash_attention", "paged_attention"]
+__all__ = ["Choice", "cascade_attention", "explain", "flash_attention", "merge_state", "paged_attention"]

@@ -1,14 +1,12 @@
 """Which implementation of an op runs, and why. Decides by name and device; never probes a GPU at import time."""
 
 import importlib.util
-import itertools
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels import cpu_attention, cpu_paged, reference
+from kernels import cpu_attention, reference
 
 BACKENDS = ("auto", "torch", "reference", "triton")
 OPS = ("flash_attention", "paged_attention", "rms_norm", "layer_norm", "rope", "swiglu", "write_kv")
@@ -102,60 +100,6 @@ def flash_attention(
         factor = q.shape[-1] ** -0.5 if scale is None else scale
         out, lse = cpu_attention.dense_attention(q, k, v, causal, window, softcap, factor, return_lse)
     return (out, lse) if lse is not None and return_lse else out
-
-
-def paged_attention(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    block_table: Tensor,
-    cu_seqlens_q: Tensor,
-    kv_lens: Tensor,
-    *,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-    return_lse: bool = False,
-    backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Causal attention of S ragged sequences over a paged cache: q [T, Hq, D] -> [T, Hq, D], and base-2 lse [T, Hq].
-
-    Caches are [num_blocks, Hkv, block_size, D], `block_table` int32 [S, max_blocks], `kv_lens` int32 [S] counts the
-    query tokens, which are the last of their sequence; scales are [num_blocks, Hkv, block_size].
-    """
-    lse: Tensor | None
-    _check(q, k_cache, v_cache, q.ndim == 3 and k_cache.ndim == 4, "q [T, Hq, D] and caches [N, Hkv, block, D]")
-    if (k_scale is None) != (v_scale is None):
-        raise ValueError("k_scale and v_scale go together: give both or neither.")
-    if choose(backend) == "reference":
-        out, lse = reference.paged_attention(
-            q, k_cache, v_cache, block_table, cu_seqlens_q, kv_lens,
-            scale=scale, window=window, softcap=softcap, k_scale=k_scale, v_scale=v_scale,
-        )  # fmt: skip
-        return (out, lse) if lse is not None and return_lse else out
-    starts, lens = cu_seqlens_q.tolist(), kv_lens.tolist()
-    query_lens = [end - begin for begin, end in itertools.pairwise(starts)]
-    groups = cpu_paged.arrange(query_lens, lens, k_cache.shape[2], window)
-    order = cpu_paged.token_order(groups, query_lens)
-    plan = cpu_paged.PagedPlan(groups, query_lens, lens, block_table, k_cache.shape, window, q.dtype)
-    lse = torch.full(q.shape[:2], -math.inf, dtype=reference.wide(q).dtype, device=q.device) if return_lse else None
-    permutation = None if order is None else torch.tensor(order, device=q.device)
-    out = plan.attend(
-        q if permutation is None else q[permutation],
-        k_cache,
-        v_cache,
-        scale=q.shape[-1] ** -0.5 if scale is None else scale,
-        workspace=cpu_paged.Workspace(),
-        softcap=softcap,
-        scales=None if k_scale is None or v_scale is None else (k_scale, v_scale),
-        lse=lse,
-    )
-    if permutation is not None:
-        inverse = torch.argsort(permutation)
-        out, lse = out[inverse], None if lse is None else lse[inverse]
-    return (out, lse) if lse is not None else out
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, right_ranks: bool, wanted: str) -> None:

@@ -22,11 +22,11 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight over the last dimension."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, gemma: bool = False) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight (Gemma: 1 + weight) over the last dimension."""
     y = wide(x)
     y = y / torch.sqrt(y.square().mean(-1, keepdim=True) + eps)
-    return (y * wide(weight)).to(x.dtype)
+    return (y * (wide(weight) + gemma)).to(x.dtype)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -37,11 +37,21 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
     return (y if bias is None else y + wide(bias)).to(x.dtype)
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (i, i + D/2) of x [T, H, D] by the angles of cos, sin [T, D/2]."""
-    first, second = wide(x).chunk(2, dim=-1)
+def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -> Tensor:
+    """Rotate pairs of the first R dimensions of x [T, H, D] by the angles of cos, sin [T, R/2]; the rest stays.
+
+    The pairs are (i, i + R/2), or (2 i, 2 i + 1) when interleaved.
+    """
+    rotary = 2 * cos.shape[-1]
+    turned, rest = wide(x)[..., :rotary], wide(x)[..., rotary:]
     c, s = wide(cos)[:, None, :], wide(sin)[:, None, :]
-    return torch.cat((first * c - second * s, second * c + first * s), dim=-1).to(x.dtype)
+    if interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        turned = torch.stack((a * c - b * s, b * c + a * s), dim=-1).flatten(-2)
+    else:
+        a, b = turned.chunk(2, dim=-1)
+        turned = torch.cat((a * c - b * s, b * c + a * s), dim=-1)
+    return torch.cat((turned, rest), dim=-1).to(x.dtype)
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -27,7 +27,12 @@ from triton.compiler import ASTSource
 from kernels.triton.arch import INTERPRETED, KNOWN, Arch, pretending
 from kernels.triton.launch import Launch, dtype_name, recording
 
-FAMILIES: tuple[str, ...] = ("activation",)
+FAMILIES: tuple[str, ...] = (
+    "activation",
+    "merge",
+    "paged_decode",
+    "paged_prefill",
+)
 """Modules of this package that launch kernels; each has `aot_cases() -> Iterable[(name, function)]`, where the function
 calls a launcher on meta tensors and may ask `arch.current` what it runs on."""
 
