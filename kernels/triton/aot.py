@@ -29,6 +29,8 @@ from kernels.triton.launch import Launch, dtype_name, recording
 
 FAMILIES: tuple[str, ...] = (
     "activation",
+    "norms",
+    "rope",
     "merge",
     "paged_decode",
     "paged_prefill",
