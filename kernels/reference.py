@@ -62,11 +62,49 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
     """Write k, v [T, Hkv, D] to slots (block * block_size + offset) of the caches, in place; -1 writes nothing."""
-    block_size = k_cache.shape[2]
+    scatter_slots(saturated(k, k_cache.dtype), k_cache, slot_mapping)
+    scatter_slots(saturated(v, v_cache.dtype), v_cache, slot_mapping)
+
+
+def scatter_slots(x: Tensor, cache: Tensor, slot_mapping: Tensor) -> None:
+    """Write x [T, Hkv, ...] to slots of the cache [num_blocks, Hkv, block_size, ...], in place; -1 writes nothing."""
     for token, slot in enumerate(slot_mapping.tolist()):
         if slot >= 0:
-            k_cache[slot // block_size, :, slot % block_size] = k[token].to(k_cache.dtype)
-            v_cache[slot // block_size, :, slot % block_size] = v[token].to(v_cache.dtype)
+            cache[slot // cache.shape[2], :, slot % cache.shape[2]] = x[token]
+
+
+def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in another dtype; float8 e4m3 saturates at 448."""
+    return wide(x).clamp(-448.0, 448.0).to(dtype) if dtype == torch.float8_e4m3fn else x.to(dtype)
+
+
+def quantize_kv(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """int8 or float8 codes of x [T, Hkv, D], and what one code is worth [T, Hkv]: max|x| over the largest code."""
+    y = x.float()
+    scale = y.abs().amax(-1) / (127.0 if dtype == torch.int8 else 448.0)
+    codes = y / scale.masked_fill(scale == 0, 1.0)[..., None]
+    return codes.round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else saturated(codes, dtype), scale
+
+
+def norm_rope(
+    q: Tensor,
+    k: Tensor,
+    rope_tables: tuple[Tensor, Tensor, Tensor] | None,
+    interleaved: bool,
+    qk_norm: Tensor | None,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor]:
+    """RMS norm over each head, then rotation at (positions, cos, sin); q and k [T, H, D] come back wide."""
+    results = []
+    for x, weight in ((q, slice(0, q.shape[1])), (k, slice(q.shape[1], None))):
+        y = wide(x)
+        if qk_norm is not None:
+            y = y / torch.sqrt(y.square().mean(-1, keepdim=True) + norm_eps) * wide(qk_norm[weight])
+        if rope_tables is not None:
+            positions, cos, sin = rope_tables
+            y = rope(y, cos[positions], sin[positions], interleaved)
+        results.append(y)
+    return results[0], results[1]
 
 
 def visible(q_len: int, kv_len: int, causal: bool, window: int | None, device: torch.device | None = None) -> Tensor:

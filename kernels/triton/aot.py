@@ -29,6 +29,7 @@ from kernels.triton.launch import Launch, dtype_name, recording
 
 FAMILIES: tuple[str, ...] = (
     "activation",
+    "cache_write",
     "norms",
     "rope",
     "merge",

@@ -51,7 +51,7 @@ def slot_offsets(page, start, stride_b, stride_t, PAGE: tl.constexpr, BLOCK_N: t
 def load_kv(ptrs, mask, DOT: tl.constexpr, MASKED: tl.constexpr, FP8_BITS: tl.constexpr):
     """Keys or values as operands of a dot; FP8_BITS: the cache holds float8 e4m3 as bytes."""
     if MASKED:
-        x = tl.load(ptrs, mask=mask, other=0)
+        x = tl.load(ptrs, mask=mask, other=0.0)
     else:
         x = tl.load(ptrs)
     if FP8_BITS:

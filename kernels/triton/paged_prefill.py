@@ -176,13 +176,13 @@ def pick_config(shape: PagedShape) -> dict[str, int]:
     """Tile sizes: 64 rows and 4 warps reach warpgroup matmuls, 128 rows and 8 warps read the keys half as often."""
     if shape.arch.interpreted:
         return {"BLOCK_M": max(32, triton.next_power_of_2(shape.group)), "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
-    rows = shape.tokens * shape.group // max(1, shape.sequences)
-    wide = shape.itemsize == 4
-    block_m = 128 if rows >= 512 and not wide and shape.block_d <= 128 else 64
-    block_n = 64 if shape.block_d <= 128 and not wide else 32
-    if wide and shape.block_d > 128:
-        block_n = 16
     stages = 3 if shape.arch.large_shared else 2
+    if shape.itemsize == 4:  # no tensor cores at full precision: the accumulators have to leave room
+        block_n = 32 if shape.block_d <= 128 else 16
+        return {"BLOCK_M": max(32, shape.group), "BLOCK_N": block_n, "num_warps": 4, "num_stages": 2}
+    rows = shape.tokens * shape.group // max(1, shape.sequences)
+    block_m = 128 if rows >= 512 and shape.block_d <= 128 else 64
+    block_n = 64 if shape.block_d <= 128 else 32
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": block_m // 16, "num_stages": stages}
 
 
