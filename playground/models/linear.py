@@ -95,9 +95,13 @@ class Linear:
         return y
 
     @property
+    def num_elements(self) -> int:
+        return self.out_features * self.in_features
+
+    @property
     def nbytes(self) -> int:
         bias = 0 if self.bias is None else self.bias.numel()
-        return (self.out_features * self.in_features + bias) * self.dtype.itemsize
+        return (self.num_elements + bias) * self.dtype.itemsize
 
 
 class GatedLinear:
@@ -120,6 +124,10 @@ class GatedLinear:
             return swiglu(both)
         gate, up = both.chunk(2, dim=-1)
         return self._activation(gate).mul_(up)
+
+    @property
+    def num_elements(self) -> int:
+        return self._both.num_elements
 
     @property
     def nbytes(self) -> int:
