@@ -1,7 +1,6 @@
 """Attention against the float64 definition over awkward shapes, and what must hold without any tolerance."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,67 +11,7 @@ from torch import Tensor
 import kernels
 from kernels import reference
 from kernels.cpu_paged import arrange, token_order
-
-
-@dataclass
-class Paged:
-    """A ragged batch over a cache whose unused slots hold stale numbers."""
-
-    q: Tensor
-    k_cache: Tensor
-    v_cache: Tensor
-    block_table: Tensor
-    cu_seqlens_q: Tensor
-    kv_lens: Tensor
-
-    def run(self, **options: object) -> Tensor:
-        return kernels.paged_attention(*self.arguments(), **options)  # type: ignore[return-value,arg-type]
-
-    def arguments(self) -> tuple[Tensor, ...]:
-        return self.q, self.k_cache, self.v_cache, self.block_table, self.cu_seqlens_q, self.kv_lens
-
-    def oracle(self, **options: object) -> tuple[Tensor, Tensor]:
-        q, k, v, *rest = self.arguments()
-        return reference.paged_attention(q.double(), k.double(), v.double(), *rest, **options)  # type: ignore[arg-type]
-
-    def permuted(self, seed: int = 1) -> "Paged":
-        """The same sequences in other physical blocks."""
-        count = self.k_cache.shape[0]
-        order = torch.cat((torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(count - 1, generator=rng(seed))))
-        place = torch.argsort(order).to(torch.int32)
-        table = torch.where(self.block_table > 0, place[self.block_table.long()], 0)
-        return Paged(self.q, self.k_cache[order], self.v_cache[order], table, self.cu_seqlens_q, self.kv_lens)
-
-
-def rng(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def paged(
-    query_lens: list[int],
-    kv_lens: list[int],
-    *,
-    heads: int = 6,
-    kv_heads: int = 2,
-    dim: int = 16,
-    block_size: int = 16,
-    dtype: torch.dtype = torch.float32,
-    seed: int = 0,
-) -> Paged:
-    generator = rng(seed)
-    counts = [-(-n // block_size) for n in kv_lens]
-    num_blocks = 1 + sum(counts) + 3
-    shape = (2, num_blocks, kv_heads, block_size, dim)
-    cache = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-    ids = (1 + torch.randperm(num_blocks - 1, generator=generator)).tolist()
-    table = torch.zeros(len(kv_lens), max([*counts, 1]), dtype=torch.int32)
-    for row, count in enumerate(counts):
-        table[row, :count] = torch.tensor([ids.pop() for _ in range(count)], dtype=torch.int32)
-        if count and kv_lens[row] % block_size:  # stale numbers behind the last token, large but finite
-            cache[:, table[row, count - 1], :, kv_lens[row] % block_size :] = 1e4
-    q = torch.randn(sum(query_lens), heads, dim, generator=generator, dtype=torch.float64).to(dtype)
-    starts = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32)
-    return Paged(q, cache[0], cache[1], table, starts, torch.tensor(kv_lens, dtype=torch.int32))
+from tests.kernels.paged_batches import Paged, paged, rng
 
 
 def assert_close(got: Tensor, wanted: Tensor, tolerance: float = 2e-6) -> None:
@@ -145,28 +84,13 @@ def test_rows_that_see_nothing_are_zero_and_their_lse_is_minus_infinity() -> Non
 def test_paged_attention_in_other_dtypes_errs_at_most_twice_as_much_as_plain_attention(dtype: torch.dtype) -> None:
     batch = paged([1, 9, 1], [35, 70, 300], dtype=dtype)
     exact = batch.oracle()[0]
-    plain = batch.run(backend="reference") if dtype == torch.float64 else _eager(batch)
+    plain = batch.run(backend="reference") if dtype == torch.float64 else batch.eager()[0]
     ours, theirs = (error(out, exact) for out in (batch.run(), plain))
     assert ours <= max(2 * theirs, 1e-12)
 
 
 def error(out: Tensor, exact: Tensor) -> float:
     return (out.double() - exact).abs().max().item()
-
-
-def _eager(batch: Paged) -> Tensor:
-    """Attention as one would write it, every intermediate in the dtype of the inputs."""
-    outs, starts = [], batch.cu_seqlens_q.tolist()
-    for row, kv_len in enumerate(batch.kv_lens.tolist()):
-        blocks = batch.block_table[row, : -(-kv_len // batch.k_cache.shape[2])].long()
-        k, v = (c[blocks].transpose(1, 2).flatten(0, 1)[:kv_len] for c in (batch.k_cache, batch.v_cache))
-        q = batch.q[starts[row] : starts[row + 1]]
-        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
-        scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
-        seen = reference.visible(q.shape[0], kv_len, True, None)
-        probs = torch.softmax(scores.masked_fill(~seen, -math.inf), -1)
-        outs.append(torch.einsum("hqk,khd->qhd", probs, v))
-    return torch.cat(outs)
 
 
 def test_quantized_caches_are_scaled_back() -> None:
