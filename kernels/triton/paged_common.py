@@ -170,8 +170,9 @@ def softmax_start(sinks_ptr, head, row_ok, first, BLOCK_M: tl.constexpr, BLOCK_D
     """(acc, m_i, l_i) before any key; a sink joins the denominator once, in the `first` split."""
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if sinks_ptr is not None:
-        m_i = tl.load(sinks_ptr + head, mask=row_ok & first, other=float("-inf")).to(tl.float32) * LOG2E
-        l_i = tl.where(row_ok & first, 1.0, 0.0)
+        sink = tl.load(sinks_ptr + head, mask=row_ok, other=0.0).to(tl.float32) * LOG2E
+        m_i = tl.where(first, sink, float("-inf"))
+        l_i = tl.where(first, 1.0, tl.zeros([BLOCK_M], tl.float32))
     else:
         m_i = tl.full([BLOCK_M], float("-inf"), tl.float32)
         l_i = tl.zeros([BLOCK_M], tl.float32)
