@@ -120,13 +120,13 @@
   document.addEventListener("focusout", hideTip);
   document.addEventListener("scroll", () => { tip.hidden = true; }, true);
 
-  // Before a reload Gradio's client aborts its own streams and logs that, and what follows from it, as errors of the page
-  // that is going away. An abort that was asked for is no error.
+  // Before a reload Gradio's client aborts its own streams, logs that as an error of the page that is going away, and
+  // then that the connection "errored out". These two messages say nothing; every other one stays.
   const { error } = console;
-  let leaving = -Infinity;
+  let aborted = -Infinity;
   console.error = (...said) => {
-    if (said[0] && said[0].name === "AbortError") leaving = performance.now();
-    if (performance.now() - leaving > 1000) error.apply(console, said);
+    if (said[0] && said[0].name === "AbortError") aborted = performance.now();
+    else if (performance.now() - aborted > 1000 || !said.join(" ").includes("Connection errored out")) error.apply(console, said);
   };
 
   // Escape stops a reply from anywhere; Ctrl/Cmd+K searches the chats.
