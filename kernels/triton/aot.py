@@ -32,6 +32,7 @@ FAMILIES: tuple[str, ...] = (
     "cache_write",
     "norms",
     "rope",
+    "quant_gemm",
     "merge",
     "paged_decode",
     "paged_prefill",
