@@ -14,6 +14,8 @@ from torch import Tensor
 from kernels import cpu_paged, reference
 from kernels.dispatch import choose
 
+MAX_HEAD_DIM, MAX_GROUP = 256, 64
+"""What the Triton kernels are written for."""
 TREE_TOKENS = 64
 """Query tokens of a sequence that a tree mask can tell apart: the bits of an int64."""
 
@@ -166,12 +168,21 @@ def _triton(*arguments: Any, lse: Tensor | None, **options: Any) -> Tensor:
     return paged_prefill(*tensors, causal=causal, lse=lse, **options)
 
 
+def why_not_paged(head_dim: int, group: int) -> str | None:
+    """The reason why the Triton kernels do not take heads of this size, or groups of this many; None where they do."""
+    if head_dim > MAX_HEAD_DIM:
+        return f"the kernels take heads of up to {MAX_HEAD_DIM}, these have {head_dim}"
+    if group > MAX_GROUP:
+        return f"the kernels take up to {MAX_GROUP} query heads a KV head, here are {group}"
+    return None
+
+
 def _triton_takes(q: Tensor, k_cache: Tensor) -> bool:
     """Whether "auto" may choose Triton: what the kernels are not written for runs in torch."""
-    from kernels.triton.paged_common import KV_DTYPES, MAX_GROUP
+    from kernels.triton.paged_common import KV_DTYPES
 
-    small = q.shape[-1] <= 256 and q.shape[1] // k_cache.shape[1] <= MAX_GROUP
-    return small and q.dtype != torch.float64 and k_cache.dtype in KV_DTYPES
+    possible = why_not_paged(q.shape[-1], q.shape[1] // k_cache.shape[1]) is None
+    return possible and q.dtype != torch.float64 and k_cache.dtype in KV_DTYPES
 
 
 def _torch(

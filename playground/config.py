@@ -107,7 +107,6 @@ class EngineConfig(Validated):
             (self.draft_model is not None, "draft_model", self.draft_model),
             (self.speculation is not None, "speculation", "SpeculationConfig"),
             (self.quantization is not None, "quantization", self.quantization),
-            (self.attention == "triton", "attention", "triton"),
             (self.kv_cache_dtype in ("fp8", "int8"), "kv_cache_dtype", self.kv_cache_dtype),
             (self.cuda_graphs, "cuda_graphs", True),
             (self.compile, "compile", True),

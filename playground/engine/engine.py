@@ -25,7 +25,7 @@ from playground.engine.loop import CLOSED, EngineLoop
 from playground.engine.outputs import Delta, EngineStats, Generation
 from playground.engine.prompts import PromptReader
 from playground.engine.request import Request
-from playground.engine.resolve import resolve_config, resolve_device, resolve_dtype
+from playground.engine.resolve import resolve_attention, resolve_config, resolve_device, resolve_dtype
 from playground.engine.sampler import Sampler
 from playground.engine.scheduler import Scheduler, SchedulerConfig
 from playground.engine.tracker import SampleTracker, SubmissionTracker
@@ -53,18 +53,20 @@ class Engine:
         given = config or EngineConfig()
         device = resolve_device(given.device)
         path = resolve_model_path(given.model or str(BUNDLED_MODEL), given.revision)
-        dtype = resolve_dtype(given.dtype, DecoderConfig.from_folder(path).torch_dtype, device)
+        shape = DecoderConfig.from_folder(path)
+        dtype = resolve_dtype(given.dtype, shape.torch_dtype, device)
+        attention = resolve_attention(given.attention, shape, device, dtype)
         loaded = load_model(
             str(path),
             revision=given.revision,
             device=device,
             dtype=dtype,
             load_format=given.load_format,
-            attention="naive" if given.attention == "naive" else "sdpa",
+            attention=attention,
             sliding_window=given.sliding_window,
             seed=given.seed,
         )
-        self.config: EngineConfig = resolve_config(given, loaded.config, loaded.path, device, dtype)
+        self.config: EngineConfig = resolve_config(given, loaded.config, loaded.path, device, dtype, attention)
         self.model_config: DecoderConfig = loaded.config
         self.tokenizer = _load_tokenizer(loaded, given.load_format == "dummy")
         self.events = EventStream()

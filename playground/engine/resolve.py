@@ -4,10 +4,13 @@ The one place that decides defaults: device, dtype, lengths, token budget, size 
 """
 
 from pathlib import Path
+from typing import Literal, cast
 
 import psutil
 import torch
 
+from kernels.dispatch import why_not_triton
+from kernels.paged import why_not_paged
 from playground.config import EngineConfig
 from playground.errors import ConfigError
 from playground.models.config import DecoderConfig
@@ -48,8 +51,34 @@ def resolve_dtype(name: str, model_dtype: str | None, device: torch.device) -> t
     return wanted
 
 
+def resolve_attention(
+    name: str, model: DecoderConfig, device: torch.device, dtype: torch.dtype
+) -> Literal["sdpa", "naive", "triton"]:
+    """`auto` is Triton on a GPU that can run it, else torch's own. Raises `ConfigError` where Triton was asked for."""
+    if name == "auto":
+        wanted = device.type == "cuda"
+        return "triton" if wanted and why_not_triton_attention(model, device, dtype) is None else "sdpa"
+    if name == "triton" and (reason := why_not_triton_attention(model, device, dtype)) is not None:
+        raise ConfigError(f"attention='triton' cannot run here: {reason}; use 'auto', 'sdpa' or 'naive'.")
+    return cast(Literal["sdpa", "naive", "triton"], name)
+
+
+def why_not_triton_attention(model: DecoderConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why this model's attention cannot run in Triton on this device; None where it can."""
+    if dtype == torch.float64:
+        return "the kernels compute in float32, the model in float64"
+    if (reason := why_not_triton(device.type, device.index)) is not None:
+        return reason
+    return why_not_paged(model.head_dim, model.num_heads // model.num_kv_heads)
+
+
 def resolve_config(
-    config: EngineConfig, model: DecoderConfig, path: Path, device: torch.device, dtype: torch.dtype
+    config: EngineConfig,
+    model: DecoderConfig,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str,
 ) -> EngineConfig:
     """The configuration with everything decided. Call after the weights are loaded, so that free memory is known."""
     max_model_len = _max_model_len(config, model)
@@ -60,7 +89,7 @@ def resolve_config(
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
-        "attention": "sdpa" if config.attention == "auto" else config.attention,
+        "attention": attention,
         "load_format": "safetensors" if config.load_format == "auto" else config.load_format,
         "max_model_len": max_model_len,
         "max_num_batched_tokens": budget,

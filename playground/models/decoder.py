@@ -1,10 +1,9 @@
 """The one decoder-only model: a ragged batch of tokens in, logits of the rows that ask for them out.
 
-Inference only, few and large torch calls. Owns its weights and scratch buffers; knows nothing of requests, and of the
-KV cache only where to write and what to read. One thread at a time may call `forward`.
+Inference only, few and large torch calls. Owns its weights and scratch buffers; knows nothing of requests, and leaves
+the KV cache to `attention`. One thread at a time may call `forward`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,14 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu import LayerNorm, RMSNorm, rope_
-from kernels.cpu_attention import Piece, varlen_attention, varlen_pieces
-from kernels.cpu_paged import PagedPlan, Workspace, arrange, token_order
+from kernels.cpu import LayerNorm, RMSNorm
+from kernels.cpu_paged import Workspace
+from playground.models.attention import (
+    BatchAttention,
+    GatheredAttention,
+    LayerAttention,
+    OwnKeysAttention,
+    RopeTable,
+    TritonAttention,
+)
 from playground.models.batch import ModelBatch
 from playground.models.config import DecoderConfig
 from playground.models.kv_cache import KVCache
 from playground.models.linear import ACTIVATIONS, GatedLinear, Linear
 
+AttentionName = Literal["sdpa", "naive", "triton"]
 Norm = RMSNorm | LayerNorm
 # A step whose layers take fewer multiply-adds each than this runs on one thread: waking a second one some 150 times a
 # step costs more than it gives. Bundled model, batch 1, bfloat16 on two AMX cores: 9.3 ms on two threads, 3.0 on one.
@@ -32,13 +39,11 @@ class Layer:
 
     attn_norm: Norm
     qkv: Linear
-    qk_norm: Tensor | None
-    """[Hq + Hkv, D]: the norm weight of each query and key head."""
+    attention: LayerAttention
     out: Linear
     mlp_norm: Norm
     up: Linear | GatedLinear
     down: Linear
-    window: int | None
 
 
 @dataclass(slots=True)
@@ -52,19 +57,6 @@ class DecoderWeights:
     head: Linear
 
 
-@dataclass(slots=True)
-class _Step:
-    """What one forward computes once for all layers."""
-
-    cos: Tensor | None
-    sin: Tensor | None
-    rows: Tensor | None
-    """Cache rows to write, None without a cache."""
-    plans: dict[int | None, PagedPlan]
-    pieces: dict[int | None, list[list[Piece]]]
-    query_lens: Sequence[int]
-
-
 class Decoder:
     """A loaded model. `forward` is the only thing that it does."""
 
@@ -75,15 +67,12 @@ class Decoder:
         *,
         dtype: torch.dtype,
         device: torch.device,
-        attention: Literal["sdpa", "naive"] = "sdpa",
+        attention: AttentionName = "sdpa",
     ) -> None:
         self.config, self.weights = config, weights
-        self.dtype, self.device = dtype, device
-        self.naive = attention == "naive"
-        self._rope = _RopeTable(config, dtype, device) if config.positions == "rope" else None
+        self.dtype, self.device, self.attention = dtype, device, attention
+        self._rope = RopeTable(config, dtype, device) if config.positions == "rope" else None
         self._workspace = Workspace()
-        self._scale = config.head_dim**-0.5
-        self._windows = sorted(set(config.layer_windows), key=str)
         self._gated = config.gated_mlp
         self._activation = ACTIVATIONS[config.activation]
         self._num_threads = torch.get_num_threads()
@@ -96,7 +85,9 @@ class Decoder:
         Writes the batch's keys and values to `kv_cache`; with None, the batch holds whole sequences and attention
         runs over their own keys and values.
         """
-        serial = self.device.type == "cpu" and len(batch.token_ids) * self._layer_size < _SERIAL_MULTIPLY_ADDS
+        if self.device.type != "cpu":
+            return self._forward(batch, kv_cache)
+        serial = len(batch.token_ids) * self._layer_size < _SERIAL_MULTIPLY_ADDS
         torch.set_num_threads(1 if serial else self._num_threads)
         try:
             return self._forward(batch, kv_cache)
@@ -106,78 +97,33 @@ class Decoder:
     __call__ = forward
 
     def _forward(self, batch: ModelBatch, kv_cache: KVCache | None) -> Tensor:
+        attention = self._begin(batch, kv_cache)
         token_ids, positions, logits_rows = batch.token_ids, batch.positions, batch.logits_rows
-        slots = batch.slot_mapping
-        groups: list[list[int]] = []
-        if kv_cache is not None:
-            window = self.config.sliding_window
-            groups = arrange(batch.query_lens, batch.kv_lens_list, kv_cache.block_size, window)
-            order = token_order(groups, batch.query_lens)
-            if order is not None:
-                permutation = torch.tensor(order, device=self.device)
-                token_ids, positions, slots = token_ids[permutation], positions[permutation], slots[permutation]
-                logits_rows = torch.argsort(permutation)[logits_rows]
-        step = self._prepare(batch, kv_cache, groups, positions, slots)
+        if attention.order is not None:
+            token_ids, positions = token_ids[attention.order], positions[attention.order]
+            logits_rows = torch.argsort(attention.order)[logits_rows]
         x = F.embedding(token_ids, self.weights.embed)
         if self.weights.positions is not None:
             x = x + F.embedding(positions, self.weights.positions)
-        for number, layer in enumerate(self.weights.layers):
-            x = self._attention(number, layer, x, step, kv_cache)
+        for layer in self.weights.layers:
+            x = self._attend(layer, x, attention)
             x = self._mlp(layer, x)
         return self._logits(x, logits_rows)
 
-    def _prepare(
-        self, batch: ModelBatch, kv_cache: KVCache | None, groups: list[list[int]], positions: Tensor, slots: Tensor
-    ) -> _Step:
-        cos = sin = rows = None
-        if self._rope is not None:
-            cos, sin = self._rope.at(positions, max(batch.kv_lens_list, default=0))
-        plans: dict[int | None, PagedPlan] = {}
-        pieces: dict[int | None, list[list[Piece]]] = {}
+    def _begin(self, batch: ModelBatch, kv_cache: KVCache | None) -> BatchAttention:
+        naive = self.attention == "naive"
         if kv_cache is None:
-            for window in self._windows:
-                pieces[window] = varlen_pieces(batch.query_lens, window, self.dtype, positions)
-        else:
-            rows = kv_cache.write_rows(slots)
-            for window in self._windows:
-                plans[window] = PagedPlan(
-                    groups,
-                    batch.query_lens,
-                    batch.kv_lens_list,
-                    batch.block_table,
-                    kv_cache.k[0].shape,
-                    window,
-                    self.dtype,
-                )
-        return _Step(cos, sin, rows, plans, pieces, batch.query_lens)
+            return OwnKeysAttention(self.config, batch, self._rope, dtype=self.dtype, naive=naive)
+        if self.attention == "triton":
+            return TritonAttention(self.config, batch, kv_cache, self._rope)
+        return GatheredAttention(
+            self.config, batch, kv_cache, self._rope, self._workspace, dtype=self.dtype, naive=naive
+        )
 
-    def _attention(self, number: int, layer: Layer, x: Tensor, step: _Step, kv_cache: KVCache | None) -> Tensor:
-        config = self.config
-        dim, num_q = config.head_dim, config.num_heads
-        num_qk = num_q + config.num_kv_heads
-        qkv = layer.qkv(layer.attn_norm(x)).view(x.shape[0], num_qk + config.num_kv_heads, dim)
-        qk = qkv[:, :num_qk]
-        if layer.qk_norm is not None:
-            qk.copy_(F.rms_norm(qk, (dim,), None, config.norm_eps).mul_(layer.qk_norm))
-        if step.cos is not None and step.sin is not None:
-            rope_(qk, step.cos, step.sin)
-        q = qkv[:, :num_q]
-        if kv_cache is not None and step.rows is not None:
-            kv_cache.write(number, step.rows, qkv[:, num_q:])
-            out = step.plans[layer.window].attend(
-                q,
-                kv_cache.k[number],
-                kv_cache.v[number],
-                scale=self._scale,
-                workspace=self._workspace,
-                pages=kv_cache.pages[number],
-                naive=self.naive,
-            )
-        else:
-            pieces = step.pieces[layer.window]
-            k, v = qkv[:, num_q:num_qk], qkv[:, num_qk:]
-            out = varlen_attention(q, k, v, pieces, step.query_lens, self._scale, self.naive)
-        return layer.out.plus(out.reshape(x.shape[0], num_q * dim), x)
+    def _attend(self, layer: Layer, x: Tensor, attention: BatchAttention) -> Tensor:
+        heads = self.config.num_heads + 2 * self.config.num_kv_heads
+        qkv = layer.qkv(layer.attn_norm(x)).view(x.shape[0], heads, self.config.head_dim)
+        return layer.out.plus(attention(layer.attention, qkv).reshape(x.shape[0], -1), x)
 
     def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
         normed = layer.mlp_norm(x)
@@ -194,25 +140,3 @@ class Decoder:
 def _parameters(layer: Layer) -> int:
     """Elements of a layer's matrices: the multiply-adds that one token takes in them."""
     return sum(matrix.num_elements for matrix in (layer.qkv, layer.out, layer.up, layer.down))
-
-
-class _RopeTable:
-    """cos and sin by position, in the model's dtype, grown by doubling; the sign of the rotation is inside sin."""
-
-    def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
-        self._inverse = config.rope.inverse_frequencies(config.head_dim)
-        self._dtype, self._device = dtype, device
-        self._tables: tuple[Tensor, Tensor] | None = None
-
-    def at(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        """cos and signed sin [T, 1, D] of these positions, all of them below `longest`."""
-        if self._tables is None or self._tables[0].shape[0] < longest:
-            self._tables = self._build(max(1024, 1 << (max(longest, 1) - 1).bit_length()))
-        cos, sin = self._tables
-        return cos.index_select(0, positions)[:, None, :], sin.index_select(0, positions)[:, None, :]
-
-    def _build(self, length: int) -> tuple[Tensor, Tensor]:
-        angles = torch.arange(length, dtype=torch.float64)[:, None] * self._inverse[None, :]
-        cos, sin = angles.cos(), angles.sin()
-        tables = torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
-        return tables[0].to(self._device, self._dtype), tables[1].to(self._device, self._dtype)

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from playground.errors import ModelLoadError
 from playground.models.checkpoint import SAFETENSORS_DTYPES, Checkpoint, some
 from playground.models.config import DecoderConfig
-from playground.models.decoder import Decoder
+from playground.models.decoder import AttentionName, Decoder
 from playground.models.families import tensor_shapes
 from playground.models.hub import resolve_model_path
 from playground.models.weights import DummyTensors, TensorSource, build_weights, weights_nbytes
@@ -43,7 +42,7 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     load_format: str = "auto",
-    attention: Literal["sdpa", "naive"] = "sdpa",
+    attention: AttentionName = "sdpa",
     sliding_window: int | None = None,
     seed: int = 0,
 ) -> LoadedModel:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu import LayerNorm, RMSNorm
+from playground.models.attention import LayerAttention
 from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights, Layer, Norm
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
@@ -120,12 +121,11 @@ class _Builder:
         return Layer(
             attn_norm=self.norm(names.attn_norm.format(number), shapes),
             qkv=Linear(*self.linear("qkv", number)),
-            qk_norm=qk_norm,
+            attention=LayerAttention(number, qk_norm, config.layer_windows[number]),
             out=Linear(*self.linear("out", number)),
             mlp_norm=self.norm(names.mlp_norm.format(number), shapes),
             up=self.up(number),
             down=Linear(*self.linear("down", number)),
-            window=config.layer_windows[number],
         )
 
 
@@ -141,7 +141,7 @@ def weights_nbytes(weights: DecoderWeights) -> int:
     for layer in weights.layers:
         linears += [layer.qkv, layer.out, layer.up, layer.down]
         norms += [layer.attn_norm, layer.mlp_norm]
-        tensors += [] if layer.qk_norm is None else [layer.qk_norm]
+        tensors += [] if layer.attention.qk_norm is None else [layer.attention.qk_norm]
     for norm in norms:
         tensors.append(norm.weight)
         bias = getattr(norm, "bias", None)
