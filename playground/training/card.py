@@ -47,9 +47,9 @@ CHATS: list[list[str]] = [  # what the user says, turn by turn; the seed of a ch
 ]
 
 
-def samples(folder: Path) -> str:
+def samples(folder: Path, dtype: torch.dtype) -> str:
     """The twenty chats as markdown, one heading each; `[…]` marks a reply that was cut at 400 tokens."""
-    model, tokenizer = load_model(folder, torch.bfloat16), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, dtype), load_tokenizer(folder)
     out = []
     for seed, said in enumerate(CHATS, 1):
         turns: list[Turn] = []
@@ -166,21 +166,24 @@ def fill(template: str, **fields: object) -> str:
 def write_card(config: TrainConfig) -> Path:
     """README.md (and curve.svg) in the exported folder, from the template next to this file."""
     output, folder = Path(config.output_dir), Path(config.export_dir or Path(config.output_dir) / "export")
-    model = load_model(folder, torch.bfloat16)
+    dtype = getattr(torch, config.dtype)
+    model = load_model(folder, dtype)
     last = read_lines(output / "loss.jsonl")[-1]
+    total = config.tokens_before + last["tokens"]
     fields: dict[str, object] = {
         "parameters": f"{model.num_parameters:,}",
         "tokens": f"{last['tokens'] / 1e6:.1f} M",
-        "tokens_per_parameter": f"{last['tokens'] / model.num_parameters:.1f}",
+        "total_tokens": f"{total / 1e6:.1f} M",
+        "tokens_per_parameter": f"{total / model.num_parameters:.1f}",
         "minutes": f"{last['minutes']:.0f}",
         "curve": curve_table(output, 16),
         "held_out": held_out_table(output),
         "positions": position_table(output),
     }
     if config.distill is None:
-        fields["samples"] = samples(folder)
+        fields["samples"] = samples(folder, dtype)
     else:
-        target = load_model(Path(config.distill.teacher), torch.bfloat16)
+        target = load_model(Path(config.distill.teacher), dtype)
         rates = agreement(target, model, folder)
         fields |= {k: f"{v:.2f}" if k != "tokens" else f"{v:,.0f}" for k, v in rates.items() if k != "tokens"}
         fields["measured_tokens"] = f"{rates['tokens']:,.0f}"

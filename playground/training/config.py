@@ -92,6 +92,8 @@ class TrainConfig(_Part):
     """Where the finished model is written in Hugging Face format; None: output_dir/export."""
     init_from: str | None = None
     """A run's output_dir or a Hugging Face folder whose weights to start from."""
+    tokens_before: int = Field(default=0, ge=0)
+    """Tokens that those weights had already seen; the model card adds them up."""
     tokenizer: str | None = None
     """A folder with a tokenizer to use; None: train one on the data."""
     vocab_size: int = Field(default=4096, ge=300)
