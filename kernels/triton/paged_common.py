@@ -38,13 +38,13 @@ def page_ids(table_ptr, start, kv_end, PAGE: tl.constexpr, BLOCK_N: tl.constexpr
 
 
 @triton.jit
-def slot_offsets(page, start, stride_b, stride_t, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """int64 [BLOCK_N]: where the tokens [start, start + BLOCK_N) lie, in elements."""
+def token_ptrs(ptr, page, start, stride_b, stride_t, PAGE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """[BLOCK_N]: where the tokens [start, start + BLOCK_N) begin. Within one page 32 bits suffice for offsets."""
     offs = tl.arange(0, BLOCK_N)
     if PAGE % BLOCK_N == 0:
-        return page * stride_b + (start % PAGE) * stride_t + offs * stride_t
+        return ptr + page * stride_b + (start % PAGE) * stride_t + offs * stride_t
     else:
-        return page * stride_b + ((start + offs) % PAGE) * stride_t
+        return ptr + page * stride_b + ((start + offs) % PAGE) * stride_t
 
 
 @triton.jit
@@ -137,16 +137,16 @@ def attend_tile(
     """
     offs_n = start + tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
-    slots = slot_offsets(page, start, stride_kb, stride_kt, PAGE, BLOCK_N)
     mask = (
         (offs_n < kv_end)[:, None] & (offs_d < D)[None, :] if MASKED else (offs_n >= 0)[:, None] & (offs_d < D)[None, :]
     )
     partial: tl.constexpr = MASKED or D != BLOCK_D
-    k = load_kv(k_ptr + slots[None, :] + offs_d[:, None], tl.trans(mask), DOT, partial, FP8_BITS)
+    k_ptrs = token_ptrs(k_ptr, page, start, stride_kb, stride_kt, PAGE, BLOCK_N)
+    k = load_kv(k_ptrs[None, :] + offs_d[:, None], tl.trans(mask), DOT, partial, FP8_BITS)
     s = tl.dot(q, k, input_precision="ieee")
     if k_scale_ptr is not None:
-        scale_slots = slot_offsets(page, start, stride_sb, 1, PAGE, BLOCK_N)
-        s = s * tl.load(k_scale_ptr + scale_slots, mask=offs_n < kv_end, other=0.0)[None, :]
+        scale_ptrs = token_ptrs(k_scale_ptr, page, start, stride_sb, 1, PAGE, BLOCK_N)
+        s = s * tl.load(scale_ptrs, mask=offs_n < kv_end, other=0.0)[None, :]
     s = s * qk_scale
     if SOFTCAP:
         s = softcap * tanh(s)
@@ -158,9 +158,10 @@ def attend_tile(
     alpha = tl.exp2(m_i - m_safe)
     l_i = l_i * alpha + tl.sum(p, 1)
     if v_scale_ptr is not None:
-        scale_slots = slot_offsets(page, start, stride_sb, 1, PAGE, BLOCK_N)
-        p = p * tl.load(v_scale_ptr + scale_slots, mask=offs_n < kv_end, other=0.0)[None, :]
-    v = load_kv(v_ptr + slots[:, None] + offs_d[None, :], mask, DOT, partial, FP8_BITS)
+        scale_ptrs = token_ptrs(v_scale_ptr, page, start, stride_sb, 1, PAGE, BLOCK_N)
+        p = p * tl.load(scale_ptrs, mask=offs_n < kv_end, other=0.0)[None, :]
+    v_ptrs = token_ptrs(v_ptr, page, start, stride_kb, stride_kt, PAGE, BLOCK_N)
+    v = load_kv(v_ptrs[:, None] + offs_d[None, :], mask, DOT, partial, FP8_BITS)
     acc = tl.dot(p.to(DOT), v, acc * alpha[:, None], input_precision="ieee")
     return acc, m_new, l_i
 
@@ -209,6 +210,8 @@ class PagedShape:
     page: int
     itemsize: int
     """Bytes of one cached number."""
+    fp8_bits: bool
+    """Whether float8 is decoded from its bits: the hardware, or the interpreter, cannot."""
 
     @property
     def group(self) -> int:
@@ -240,25 +243,25 @@ def inspect(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, sc
         raise ValueError(
             f"heads of {dim} in groups of {heads // kv_heads} have no Triton kernel: {limits} are supported."
         )
-    return PagedShape(arch, tokens, block_table.shape[0], heads, kv_heads, dim, page, k_cache.itemsize)
+    fp8_bits = k_cache.dtype == torch.float8_e4m3fn and not arch.has_fp8
+    return PagedShape(arch, tokens, block_table.shape[0], heads, kv_heads, dim, page, k_cache.itemsize, fp8_bits)
 
 
 def kv_arguments(
-    k_cache: Tensor, v_cache: Tensor, scales: tuple[Tensor, Tensor] | None, arch: Arch
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, int], bool]:
-    """Caches as the kernels read them, the scales with their strides, and whether float8 goes through its bits."""
-    fp8_bits = k_cache.dtype == torch.float8_e4m3fn and not arch.has_fp8
-    if fp8_bits:
+    shape: PagedShape, k_cache: Tensor, v_cache: Tensor, scales: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, int]]:
+    """Caches as the kernels read them, and the scales with their strides."""
+    if shape.fp8_bits:
         k_cache, v_cache = k_cache.view(torch.uint8), v_cache.view(torch.uint8)
     if scales is None:
-        return k_cache, v_cache, None, None, (0, 0), fp8_bits
+        return k_cache, v_cache, None, None, (0, 0)
     k_scale, v_scale = scales
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
         if scale.shape != k_cache.shape[:3] or scale.dtype != torch.float32 or scale.stride() != k_scale.stride():
             raise ValueError(f"{name} must be float32 [num_blocks, Hkv, block_size] = {list(k_cache.shape[:3])}.")
     if k_scale.shape[2] > 1 and k_scale.stride(2) != 1:
         raise ValueError("scales need a last dimension without gaps.")
-    return k_cache, v_cache, k_scale, v_scale, (k_scale.stride(0), k_scale.stride(1)), fp8_bits
+    return k_cache, v_cache, k_scale, v_scale, (k_scale.stride(0), k_scale.stride(1))
 
 
 def score_scale(scale: float, softcap: float | None) -> tuple[float, float]:

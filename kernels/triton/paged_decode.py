@@ -188,7 +188,7 @@ def paged_decode(
     splits = num_splits or pick_splits(shape, block_table.shape[1] * shape.page, config["BLOCK_N"], config["MIN_TILES"])
     out = torch.empty_like(q) if out is None else out
     target, target_lse, strides = split_buffers(q, out, lse, splits)
-    k, v, k_scale, v_scale, scale_strides, fp8_bits = kv_arguments(k_cache, v_cache, scales, shape.arch)
+    k, v, k_scale, v_scale, scale_strides = kv_arguments(shape, k_cache, v_cache, scales)
     qk_scale, cap = score_scale(scale, softcap)
     launch(
         _paged_decode_kernel, (shape.sequences, shape.kv_heads, splits),
@@ -196,7 +196,7 @@ def paged_decode(
         qk_scale, cap, window or 0, splits,
         *q.stride()[:2], *k.stride()[:3], *scale_strides, *strides, block_table.stride(0),
         GROUP=shape.group, D=shape.dim, PAGE=shape.page, WINDOWED=window is not None, SOFTCAP=softcap is not None,
-        FP8_BITS=fp8_bits, DOT=dot_dtype(q), BLOCK_D=shape.block_d, **config,
+        FP8_BITS=shape.fp8_bits, DOT=dot_dtype(q), BLOCK_D=shape.block_d, **config,
     )  # fmt: skip
     if splits > 1:
         assert target_lse is not None

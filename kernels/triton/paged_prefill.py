@@ -176,14 +176,17 @@ def pick_config(shape: PagedShape) -> dict[str, int]:
     """Tile sizes: 64 rows and 4 warps reach warpgroup matmuls, 128 rows and 8 warps read the keys half as often."""
     if shape.arch.interpreted:
         return {"BLOCK_M": max(32, triton.next_power_of_2(shape.group)), "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
-    stages = 3 if shape.arch.large_shared else 2
-    if shape.itemsize == 4:  # no tensor cores at full precision: the accumulators have to leave room
-        block_n = 32 if shape.block_d <= 128 else 16
-        return {"BLOCK_M": max(32, shape.group), "BLOCK_N": block_n, "num_warps": 4, "num_stages": 2}
+    stages = 3 if shape.arch.large_shared and shape.arch.cc >= 90 else 2  # mma.sync with three in flight spills
+    if shape.itemsize == 4:  # float32 has no tensor cores at full precision, and its products want many registers
+        block_m = max(32 if shape.block_d <= 128 else 16, triton.next_power_of_2(shape.group))
+        return {"BLOCK_M": block_m, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}
+    if shape.fp8_bits:  # so does decoding float8 by hand
+        return {"BLOCK_M": 64, "BLOCK_N": 64 if shape.block_d <= 128 else 32, "num_warps": 8, "num_stages": 2}
+    if shape.block_d > 128:
+        return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": stages}
     rows = shape.tokens * shape.group // max(1, shape.sequences)
-    block_m = 128 if rows >= 512 and shape.block_d <= 128 else 64
-    block_n = 64 if shape.block_d <= 128 else 32
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "num_warps": block_m // 16, "num_stages": stages}
+    block_m = 128 if rows >= 512 else 64
+    return {"BLOCK_M": block_m, "BLOCK_N": 64, "num_warps": block_m // 16, "num_stages": stages}
 
 
 def paged_prefill(
@@ -216,7 +219,7 @@ def paged_prefill(
     splits = num_splits or _pick_splits(shape, blocks, block_table.shape[1] * shape.page, config["BLOCK_N"])
     out = torch.empty_like(q) if out is None else out
     target, target_lse, strides = split_buffers(q, out, lse, splits)
-    k, v, k_scale, v_scale, scale_strides, fp8_bits = kv_arguments(k_cache, v_cache, scales, shape.arch)
+    k, v, k_scale, v_scale, scale_strides = kv_arguments(shape, k_cache, v_cache, scales)
     qk_scale, cap = score_scale(scale, softcap)
     launch(
         _paged_prefill_kernel, (blocks if shape.tokens else 0, shape.kv_heads, splits),
@@ -224,7 +227,7 @@ def paged_prefill(
         qk_scale, cap, window or 0, splits, shape.sequences,
         *q.stride()[:2], *k.stride()[:3], *scale_strides, *strides, block_table.stride(0),
         GROUP=shape.group, D=shape.dim, PAGE=shape.page, CAUSAL=causal, WINDOWED=window is not None,
-        SOFTCAP=softcap is not None, FP8_BITS=fp8_bits, DOT=dot_dtype(q), BLOCK_D=shape.block_d, **config,
+        SOFTCAP=softcap is not None, FP8_BITS=shape.fp8_bits, DOT=dot_dtype(q), BLOCK_D=shape.block_d, **config,
     )  # fmt: skip
     if splits > 1:
         assert target_lse is not None
@@ -254,6 +257,7 @@ def aot_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield case("d128 g4 int8", kv_dtype=torch.int8)
     yield case("d128 g4 fp8", kv_dtype=torch.float8_e4m3fn)
     yield case("d128 g4 fp32", kv_dtype=torch.float32)
+    yield case("d256 g2 fp32", dim=256, group=2, kv_dtype=torch.float32)
     yield case("d128 g4 shared prefix", sequences=1, tokens=128, causal=False, num_splits=8)
     tree = torch.empty(4096, dtype=torch.int64, device="meta")
     yield case("d128 g4 tree", sequences=128, tree_mask=tree)
