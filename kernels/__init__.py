@@ -3,15 +3,24 @@
 from kernels.cache_ops import copy_blocks, rope_and_write, write_kv
 from kernels.dispatch import Choice, explain, flash_attention
 from kernels.paged import cascade_attention, merge_state, paged_attention
+from kernels.quant_pack import PackedWeight
+from kernels.small_ops import gated_activation, layer_norm, quant_linear, rms_norm, rope, swiglu
 
 __all__ = [
     "Choice",
+    "PackedWeight",
     "cascade_attention",
     "copy_blocks",
     "explain",
     "flash_attention",
+    "gated_activation",
+    "layer_norm",
     "merge_state",
     "paged_attention",
+    "quant_linear",
+    "rms_norm",
+    "rope",
     "rope_and_write",
+    "swiglu",
     "write_kv",
 ]

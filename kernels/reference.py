@@ -60,6 +60,15 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return (gate * torch.sigmoid(gate) * up).to(gate_up.dtype)
 
 
+def gated_activation(gate_up: Tensor, activation: str) -> Tensor:
+    """act(gate) * up, for gate_up [..., 2 N] with the gates first; act is "silu" or "gelu" in its tanh form."""
+    if activation == "silu":
+        return swiglu(gate_up)
+    gate, up = wide(gate_up).chunk(2, dim=-1)
+    inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
+    return (0.5 * gate * (1 + torch.tanh(inner)) * up).to(gate_up.dtype)
+
+
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:
     """Write k, v [T, Hkv, D] to slots (block * block_size + offset) of the caches, in place; -1 writes nothing."""
     scatter_slots(saturated(k, k_cache.dtype), k_cache, slot_mapping)

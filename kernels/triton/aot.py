@@ -31,6 +31,7 @@ FAMILIES: tuple[str, ...] = (
     "activation",
     "cache_write",
     "norms",
+    "norms_backward",
     "rope",
     "quant_gemm",
     "merge",
