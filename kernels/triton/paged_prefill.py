@@ -176,7 +176,7 @@ def pick_config(shape: PagedShape) -> dict[str, int]:
     """Tile sizes: 64 rows and 4 warps reach warpgroup matmuls, 128 rows and 8 warps read the keys half as often."""
     if shape.arch.interpreted:
         return {"BLOCK_M": max(32, triton.next_power_of_2(shape.group)), "BLOCK_N": 32, "num_warps": 4, "num_stages": 1}
-    stages = 3 if shape.arch.large_shared and shape.arch.cc >= 90 else 2  # mma.sync with three in flight spills
+    stages = 3 if shape.arch.large_shared else 2
     if shape.itemsize == 4:  # float32 has no tensor cores at full precision, and its products want many registers
         block_m = max(32 if shape.block_d <= 128 else 16, triton.next_power_of_2(shape.group))
         return {"BLOCK_M": block_m, "BLOCK_N": 16, "num_warps": 8, "num_stages": 2}
@@ -186,6 +186,8 @@ def pick_config(shape: PagedShape) -> dict[str, int]:
         return {"BLOCK_M": 64, "BLOCK_N": 32, "num_warps": 8, "num_stages": stages}
     rows = shape.tokens * shape.group // max(1, shape.sequences)
     block_m = 128 if rows >= 512 else 64
+    if shape.arch.large_shared and shape.arch.cc < 90:  # A100: smaller tiles, more of them in flight; 64 keys spill
+        return {"BLOCK_M": block_m, "BLOCK_N": 32, "num_warps": block_m // 16, "num_stages": 4}
     return {"BLOCK_M": block_m, "BLOCK_N": 64, "num_warps": block_m // 16, "num_stages": stages}
 
 
@@ -251,7 +253,6 @@ def aot_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     yield case("d128 g4 page 16", page=16)
     yield case("d64 g3", dim=64, group=3)
     yield case("d80 g1 short", dim=80, group=1, sequences=64)
-    yield case("d256 g2", dim=256, group=2)
     yield case("d128 g4 window", window=4096)
     yield case("d256 g2 window softcap", dim=256, group=2, window=4096, softcap=50.0)
     yield case("d128 g4 int8", kv_dtype=torch.int8)
