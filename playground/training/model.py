@@ -133,7 +133,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 128) -> Tenso
     for start in range(0, length, block):
         end = min(start + block, length)
         rows = q[:, :, start:end].reshape(n, group * (end - start), dim)
-        # The mask is what the matmul adds to: a masked_fill would cost four more passes, there and back (5 % of a step).
+        # The matmul adds to the mask: a masked_fill would take four more passes there and back (5 % of a step).
         mask = torch.full((end - start, end), float("-inf"), dtype=q.dtype, device=q.device).triu(start + 1)
         scores = torch.baddbmm(mask.repeat(group, 1), rows, k[:, :end].transpose(1, 2))
         probs = torch.softmax(scores.float(), dim=-1).to(v.dtype)
