@@ -37,6 +37,7 @@ FAMILIES: tuple[str, ...] = (
     "merge",
     "paged_decode",
     "paged_prefill",
+    "sampling",
 )
 """Modules of this package that launch kernels; each has `aot_cases() -> Iterable[(name, function)]`, where the function
 calls a launcher on meta tensors and may ask `arch.current` what it runs on."""

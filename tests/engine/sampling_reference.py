@@ -1,13 +1,46 @@
-"""Sampling written down again as slowly and plainly as possible: Python floats, loops and sorted lists.
+"""What the sampler's tests share: rows, logits, and sampling written down again as slowly and plainly as possible.
 
-The oracle of the sampler's tests. Shares no code with it.
+The latter, Python floats, loops and sorted lists, is the oracle of those tests; it shares no code with the sampler.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
 
-from playground.engine.sampler import SamplingRow
+import torch
+
+from kernels.cpu_sampling import apply_filters, scale
+from playground.engine.logit_rules import apply_token_rules, row_parameters
+from playground.engine.sampler import Sampler, SamplingRow
+from playground.sampling_params import SamplingParams
+
+
+def row_of(params: SamplingParams, prompt=(), output=(), eos=frozenset(), seed=5, position=9) -> SamplingRow:
+    return SamplingRow(params, seed, position, prompt, output, eos)
+
+
+def random_logits(size: int, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread
+
+
+def ruled(logits: torch.Tensor, row: SamplingRow) -> torch.Tensor:
+    """Logits [V] after the rules of one row, out of the code under test."""
+    return apply_token_rules(logits[None], [row])[0]
+
+
+def survivors(logits: torch.Tensor, *params: SamplingParams) -> list[set[int]]:
+    """Token ids with any chance for each of the params, from the same logits [V], out of the code under test."""
+    given = row_parameters([row_of(one) for one in params], logits.device)
+    scaled = scale(logits.expand(len(params), -1), logits.max().expand(len(params)), given.temperature)
+    apply_filters(scaled, given.floor, given.top_k, given.top_p)
+    return [set((row > -math.inf).nonzero().flatten().tolist()) for row in scaled]
+
+
+def draws(logits: torch.Tensor, rows: Sequence[SamplingRow]) -> list[int]:
+    """One token for each row, all from the same logits [V]."""
+    drawn = Sampler(len(logits)).sample(logits.expand(len(rows), -1), rows)
+    assert all(token.error is None for token in drawn), drawn
+    return [token.token_id for token in drawn]
 
 
 def ruled_logits(logits: Sequence[float], row: SamplingRow) -> list[float]:
@@ -64,8 +97,6 @@ def probabilities(logits: Sequence[float], row: SamplingRow) -> list[float]:
 
 def chi_square_p_value(counts: Counter[int], expected: Sequence[float]) -> float:
     """Probability of a deviation at least this large, cells of fewer than 8 expected draws put together."""
-    import torch
-
     draws = sum(counts.values())
     statistic, cells, rest_seen, rest_expected = 0.0, 0, 0.0, 0.0
     for token, probability in enumerate(expected):

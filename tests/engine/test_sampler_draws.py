@@ -1,15 +1,19 @@
 """Draws have exactly the stated distribution, and depend on seed, position and their own row only."""
 
+import math
 import random
 from collections import Counter
 
 import pytest
 import torch
 
-from playground.engine import logit_rules, noise, sampler
+from kernels import cpu_sampling, noise
+from kernels import sampling as kernel_sampling
+from playground.engine import logit_rules, sampler
 from playground.engine.sampler import Sampler, SamplingRow
 from playground.sampling_params import SamplingParams
-from tests.engine.sampling_reference import chi_square_p_value, probabilities
+from tests.engine.sampling_reference import chi_square_p_value, draws, probabilities
+from tests.engine.sampling_reference import random_logits as wide_logits
 
 DRAWS = 8_000
 SURE = 1e-5
@@ -31,7 +35,7 @@ def draw_many(
 
 
 def random_logits(size: int, seed: int = 0, spread: float = 2.0) -> torch.Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed)) * spread
+    return wide_logits(size, seed, spread).float()
 
 
 CASES = {
@@ -81,6 +85,41 @@ def test_other_seeds_at_one_position_follow_the_distribution_too():
     )
     counts = Counter(token.token_id for token in tokens)
     assert chi_square_p_value(counts, logits.double().softmax(-1).tolist()) > SURE
+
+
+PLACES = {
+    "diagonal": lambda i: (i, i),
+    "spread seeds": lambda i: (i * 0x9E3779B97F4A7C15 % 2**64 - 2**63, 1),
+    "high bits": lambda i: (i << 48, 0),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_it_does_not_matter_over_what_the_draws_are_taken(place):
+    logits = random_logits(20, spread=1.0)
+    rows = [SamplingRow(SamplingParams(), *PLACES[place](i), [], []) for i in range(4_000)]
+    assert chi_square_p_value(Counter(draws(logits, rows)), logits.double().softmax(-1).tolist()) > SURE
+
+
+@pytest.mark.parametrize("size", [2, 255, 256, 257, 1_000])
+def test_vocabularies_of_any_width_are_drawn_evenly(size):
+    """A few likely tokens far apart, and all others together, whatever groups they fall into."""
+    logits = torch.zeros(size)
+    logits[:: max(1, size // 7)] = math.log(size / 10 + 1)
+    counts = draw_many(logits, SamplingParams(), draws=3_200)
+    assert chi_square_p_value(counts, logits.double().softmax(-1).tolist()) > SURE
+
+
+def check_members_of_groups() -> None:
+    logits = torch.full((1_024,), -math.inf)
+    tokens = [group * 256 + member for group in range(4) for member in range(4)]
+    logits[tokens] = 0.0
+    assert chi_square_p_value(draw_many(logits, SamplingParams()), logits.double().softmax(-1).tolist()) > SURE
+
+
+def test_the_token_inside_a_group_does_not_depend_on_the_group():
+    """Tokens are drawn in two steps, which must not share their noise."""
+    check_members_of_groups()
 
 
 def check_neighbours_are_independent() -> None:
@@ -161,7 +200,7 @@ def test_pieces_of_a_large_batch_change_nothing(monkeypatch):
     rows = [random_row(rng, 300) for _ in range(30)]
     logits = torch.stack([random_logits(300, seed) for seed in range(30)])
     whole = Sampler(300).sample(logits, rows)
-    monkeypatch.setattr(sampler, "_ELEMENTS_AT_A_TIME", 700)
+    monkeypatch.setattr(kernel_sampling, "_ELEMENTS_AT_A_TIME", 700)
     assert Sampler(300).sample(logits, rows) == whole
 
 
@@ -186,54 +225,6 @@ def test_filtered_tokens_are_never_drawn_even_when_most_groups_are_empty():
     assert set(counts) == {3, 2_000, 3_999}
 
 
-# Noise
-
-
-def splitmix64(state: int) -> int:
-    """The published generator's output for a state, in Python's whole numbers."""
-    z = state % 2**64
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-    return z ^ (z >> 31)
-
-
-def test_the_hash_gives_the_published_numbers():
-    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    states = [(1234567 + 0x9E3779B97F4A7C15 * (i + 1)) % 2**64 for i in range(4)]
-    assert [splitmix64(state) for state in states] == expected
-    words = noise.mix(torch.tensor([state - 2**64 if state >= 2**63 else state for state in states]))
-    assert [word % 2**64 for word in words.tolist()] == expected
-
-
-def test_uniform_noise_is_the_hash_at_seed_position_and_id():
-    golden = 0x9E3779B97F4A7C15
-    for seed, position, purpose, token in [
-        (0, 0, 0, 0),
-        (-1, 7, 1, 49_151),
-        (2**63 - 1, 10**6, 5, 3),
-        (-(2**63), 0, 0, 1),
-    ]:
-        key = splitmix64(splitmix64(splitmix64(seed + golden) + position * golden) + purpose * golden)
-        word = splitmix64(key + (token + 1) * golden)
-        keys = noise.keys([seed], [position], purpose, torch.device("cpu"))
-        assert noise.uniform(keys, torch.tensor([token])).item() == ((word >> 12) + 0.5) / 2**52
-
-
-@pytest.mark.parametrize("word", [0, 2**64 - 1, 1, 2**63])
-def test_noise_is_finite_for_the_most_extreme_hashes(monkeypatch, word):
-    monkeypatch.setattr(noise, "mix", lambda words: torch.full_like(words, word - 2**64 if word >= 2**63 else word))
-    value = noise.gumbel(torch.tensor([1]), torch.tensor([1])).item()
-    assert -3.7 < value < 36.8
-
-
-def test_the_two_kinds_of_noise_at_one_place_are_unrelated():
-    device, seeds = torch.device("cpu"), range(3_000)
-    ids = torch.arange(1)
-    one = noise.uniform(noise.keys(seeds, [4] * 3_000, noise.TOKEN, device), ids).flatten()
-    two = noise.uniform(noise.keys(seeds, [4] * 3_000, noise.GROUP, device), ids).flatten()
-    assert abs(torch.corrcoef(torch.stack([one, two]))[0, 1].item()) < 0.07  # four standard errors
-
-
 @pytest.mark.gpu
 def test_cuda_draws_the_same_tokens():
     rng = random.Random(2)
@@ -247,22 +238,26 @@ def test_cuda_draws_the_same_tokens():
 
 
 def noise_without_the_position(monkeypatch):
-    whole = noise.keys
-    monkeypatch.setattr(noise, "keys", lambda seeds, positions, *rest: whole(seeds, [0] * len(positions), *rest))
+    whole = noise.row_keys
+    monkeypatch.setattr(noise, "row_keys", lambda seeds, positions, *rest: whole(seeds, positions * 0, *rest))
 
 
 def noise_without_the_seed(monkeypatch):
-    whole = noise.keys
-    monkeypatch.setattr(noise, "keys", lambda seeds, positions, *rest: whole([0] * len(seeds), positions, *rest))
+    whole = noise.row_keys
+    monkeypatch.setattr(noise, "row_keys", lambda seeds, positions, *rest: whole(seeds * 0, positions, *rest))
 
 
 def seed_and_position_merely_added(monkeypatch):
-    whole = noise.keys
+    whole = noise.row_keys
+    monkeypatch.setattr(
+        noise, "row_keys", lambda seeds, positions, *rest: whole(seeds + positions, positions * 0, *rest)
+    )
 
-    def keys(seeds, positions, *rest):
-        return whole([s + p for s, p in zip(seeds, positions, strict=True)], [0] * len(positions), *rest)
 
-    monkeypatch.setattr(noise, "keys", keys)
+def one_noise_for_group_and_token(monkeypatch):
+    whole = noise.gumbel
+    monkeypatch.setattr(noise, "GROUP", noise.TOKEN)
+    monkeypatch.setattr(noise, "gumbel", lambda keys, ids: whole(keys, ids % 256))
 
 
 def uniform_in_place_of_gumbel(monkeypatch):
@@ -270,45 +265,47 @@ def uniform_in_place_of_gumbel(monkeypatch):
 
 
 def groups_drawn_without_their_weights(monkeypatch):
-    whole = sampler.group_sums
-    monkeypatch.setattr(sampler, "group_sums", lambda scaled: whole(scaled) * 0 + 1)
+    whole = cpu_sampling.group_sums
+    monkeypatch.setattr(cpu_sampling, "group_sums", lambda scaled: whole(scaled) * 0 + 1)
 
 
 def temperature_left_out(monkeypatch):
-    whole = sampler.scale
-    monkeypatch.setattr(sampler, "scale", lambda logits, largest, temps: whole(logits, largest, [1.0] * len(temps)))
+    whole = cpu_sampling.scale
+    monkeypatch.setattr(cpu_sampling, "scale", lambda logits, largest, t: whole(logits, largest, torch.ones_like(t)))
 
 
 def one_token_too_many_in_top_p(monkeypatch):
-    whole = logit_rules._count_kept
+    whole = cpu_sampling._count_kept
 
     def count_kept(*args):
         count, settled = whole(*args)
         return count + 1, settled
 
-    monkeypatch.setattr(logit_rules, "_count_kept", count_kept)
+    monkeypatch.setattr(cpu_sampling, "_count_kept", count_kept)
 
 
 def filters_left_out(monkeypatch):
-    monkeypatch.setattr(sampler, "apply_filters", lambda scaled, params: None)
+    monkeypatch.setattr(cpu_sampling, "apply_filters", lambda *args: None)
 
 
 def frequency_counts_the_prompt(monkeypatch):
     whole = logit_rules.apply_token_rules
 
-    def rules(logits, row):
-        whole(logits, SamplingRow(row.params, 0, 0, [], (*row.prompt_token_ids, *row.output_token_ids)))
+    def rules(logits, rows):
+        return whole(
+            logits, [SamplingRow(r.params, 0, 0, [], (*r.prompt_token_ids, *r.output_token_ids)) for r in rows]
+        )
 
     monkeypatch.setattr(sampler, "apply_token_rules", rules)
 
 
 def repetition_counts_the_output_only(monkeypatch):
     whole = logit_rules.apply_token_rules
-    monkeypatch.setattr(
-        sampler,
-        "apply_token_rules",
-        lambda logits, row: whole(logits, SamplingRow(row.params, 0, 0, [], row.output_token_ids)),
-    )
+
+    def rules(logits, rows):
+        return whole(logits, [SamplingRow(r.params, 0, 0, [], r.output_token_ids) for r in rows])
+
+    monkeypatch.setattr(sampler, "apply_token_rules", rules)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +314,7 @@ def repetition_counts_the_output_only(monkeypatch):
         (noise_without_the_position, check_neighbours_are_independent),
         (noise_without_the_seed, check_neighbours_are_independent),
         (seed_and_position_merely_added, check_neighbours_are_independent),
+        (one_noise_for_group_and_token, lambda: check_members_of_groups()),
         (uniform_in_place_of_gumbel, lambda: check_distribution(CASES["plain"])),
         (groups_drawn_without_their_weights, lambda: check_distribution(CASES["plain"])),
         (temperature_left_out, lambda: check_distribution(CASES["cold"])),

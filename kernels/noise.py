@@ -1,7 +1,8 @@
 """Stateless random numbers: a function of (seed, position, purpose, id) and of nothing else.
 
 Owns the integer hash and its way to uniform and Gumbel noise. Keeps no generator and no state, so a token's noise is
-the same whatever batch it is drawn in, after a preemption, and on CPU and CUDA alike.
+the same whatever batch it is drawn in, after a preemption, and on CPU and CUDA alike. The kernels have it in
+`kernels.triton.noise`, bit for bit.
 
 The hash is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014; its finaliser is
 Stafford's variant 13): a bijection of 64-bit words, three xor-shifts and two multiplications. torch has no unsigned
@@ -17,7 +18,13 @@ from torch import Tensor
 TOKEN: Final = 0
 """Purpose of the noise that picks a token inside its group."""
 GROUP: Final = 1
-"""Purpose of the noise that picks a group of tokens. Other uses of noise at the same place take further numbers."""
+"""Purpose of the noise that picks a group of tokens."""
+ACCEPT: Final = 2
+"""Purpose of the noise that decides whether a draft token stays; the id is the draft's index."""
+REST_TOKEN: Final = 3
+"""Like TOKEN, for the token after the accepted drafts, which must not depend on what was drawn as a draft."""
+REST_GROUP: Final = 4
+"""Like GROUP, for that token."""
 
 _WORD: Final = 1 << 64
 
@@ -46,10 +53,18 @@ def mix(words: Tensor) -> Tensor:
 
 def keys(seeds: Sequence[int], positions: Sequence[int], purpose: int, device: torch.device) -> Tensor:
     """One int64 key a row, [R]. Any Python ints will do; they count modulo 2**64."""
-    words = torch.tensor([[_int64(seed), _int64(position)] for seed, position in zip(seeds, positions, strict=True)])
-    words = words.reshape(-1, 2).to(device)
-    key = mix(words[:, 0] + _GOLDEN)
-    key = mix(key + words[:, 1] * _GOLDEN)
+    return row_keys(as_words(seeds, device), as_words(positions, device), purpose)
+
+
+def as_words(values: Sequence[int], device: torch.device) -> Tensor:
+    """Python ints as int64 words [R], modulo 2**64."""
+    return torch.tensor([_int64(value) for value in values], dtype=torch.int64).to(device)
+
+
+def row_keys(seeds: Tensor, positions: Tensor, purpose: int) -> Tensor:
+    """`keys` of int64 tensors [R]."""
+    key = mix(seeds + _GOLDEN)
+    key = mix(key + positions * _GOLDEN)
     return mix(key + _int64(purpose * 0x9E3779B97F4A7C15))
 
 
