@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.quant_pack import NF4_LEVELS, PackedWeight, pack
-from kernels.triton.arch import INTERPRETED, Arch, pretending
-from kernels.triton.quant_gemm import dequantize, quant_gemm, quant_linear
+from kernels.triton.arch import INTERPRETED, KNOWN, Arch, pretending
+from kernels.triton.quant_gemm import dequantize, pick_config, quant_gemm, quant_linear
 from tests.kernels.triton.oracle import DEVICE, DTYPES, assert_as_good_as_eager, randn
 
 # kind, bits, group size, with zeros
@@ -66,7 +66,7 @@ def test_every_format_is_as_good_as_eager(form: Format, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("form", [("int", 4, 32, True), ("int", 2, 64, False), ("nf4", 4, 64, False)], ids=str)
 def test_shapes_that_fill_no_tile_are_right(form: Format, rows: int, cols: int, size: int) -> None:
     packed, weight = make(form, cols, size, seed=rows)
-    x = randn(rows, size, seed=1)
+    x = randn(rows, size, dtype=torch.float16, seed=1)
     check(x, packed, weight, quant_linear(x, packed))
 
 
@@ -114,6 +114,14 @@ def test_a_row_gives_the_same_bits_alone_and_in_a_batch(form: Format) -> None:
     together = quant_gemm(x, packed)
     for row in (0, 15):
         assert torch.equal(quant_gemm(x[row : row + 1], packed)[0], together[row])
+
+
+@pytest.mark.parametrize("arch", KNOWN, ids=lambda arch: f"sm{arch.cc}")
+@pytest.mark.parametrize("cols", [1, 576, 4096, 151936])
+def test_up_to_16_rows_are_computed_alike_whatever_their_number(cols: int, arch: Arch) -> None:
+    configs = [pick_config(arch, rows, cols, 32, torch.bfloat16) for rows in range(1, 17)]
+    assert all(config == configs[0] for config in configs)
+    assert configs[0]["BLOCK_M"] == 16 and 1 <= configs[0]["splits"] <= 8
 
 
 def test_splits_of_k_give_one_result_each_time_and_nearly_the_same_among_them() -> None:
