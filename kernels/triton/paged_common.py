@@ -137,9 +137,8 @@ def attend_tile(
     """
     offs_n = start + tl.arange(0, BLOCK_N)
     offs_d = tl.arange(0, BLOCK_D)
-    mask = (
-        (offs_n < kv_end)[:, None] & (offs_d < D)[None, :] if MASKED else (offs_n >= 0)[:, None] & (offs_d < D)[None, :]
-    )
+    bound = kv_end if MASKED else start + BLOCK_N
+    mask = (offs_n < bound)[:, None] & (offs_d < D)[None, :]
     partial: tl.constexpr = MASKED or D != BLOCK_D
     k_ptrs = token_ptrs(k_ptr, page, start, stride_kb, stride_kt, PAGE, BLOCK_N)
     k = load_kv(k_ptrs[None, :] + offs_d[:, None], tl.trans(mask), DOT, partial, FP8_BITS)
@@ -147,14 +146,16 @@ def attend_tile(
     if k_scale_ptr is not None:
         scale_ptrs = token_ptrs(k_scale_ptr, page, start, stride_sb, 1, PAGE, BLOCK_N)
         s = s * tl.load(scale_ptrs, mask=offs_n < kv_end, other=0.0)[None, :]
-    s = s * qk_scale
+    factor = qk_scale
     if SOFTCAP:
-        s = softcap * tanh(s)
+        s = tanh(s * qk_scale)
+        factor = softcap
     if MASKED:
         s = tl.where(seen(offs_n, kv_end, context, q_len, token, tree, window, CAUSAL, WINDOWED), s, float("-inf"))
-    m_new = tl.maximum(m_i, tl.max(s, 1))
+    # The factor is positive, so the maximum can be scaled instead of every score: one fused multiply-add each is left.
+    m_new = tl.maximum(m_i, tl.max(s, 1) * factor)
     m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-    p = tl.exp2(s - m_safe[:, None])
+    p = tl.exp2(s * factor - m_safe[:, None])
     alpha = tl.exp2(m_i - m_safe)
     l_i = l_i * alpha + tl.sum(p, 1)
     if v_scale_ptr is not None:
@@ -265,7 +266,9 @@ def kv_arguments(
 
 
 def score_scale(scale: float, softcap: float | None) -> tuple[float, float]:
-    """(factor of q k^T, factor of the tanh): base-2 scores, log2(e) folded in once."""
+    """(factor of q k^T, factor of the tanh): base-2 scores, log2(e) folded in once. Raises ValueError below zero."""
+    if scale <= 0 or (softcap is not None and softcap <= 0):
+        raise ValueError(f"scale={scale} and softcap={softcap} must be positive.")
     log2e = float(LOG2E.value)
     return (scale * log2e, 0.0) if softcap is None else (scale / softcap, softcap * log2e)
 

@@ -149,22 +149,23 @@ def test_splits_change_nothing_but_the_rounding(splits: int) -> None:
     assert_as_good_as_eager(many[1], one[1], exact_lse)
 
 
-def test_page_ids_are_multiplied_in_64_bits() -> None:
-    batch = decode_batch([33, 20], heads=1, kv_heads=1, dim=16, dtype=torch.bfloat16).quantized(torch.int8)
+@pytest.mark.parametrize("page", [16, 64])  # one page id a token, one a tile
+def test_page_ids_are_multiplied_in_64_bits(page: int) -> None:
+    batch = decode_batch([33, 20], heads=1, kv_heads=1, dim=16, block_size=page).quantized(torch.int8)
     assert batch.k_scale is not None and batch.v_scale is not None
-    far = 2**31 // (16 * 16) + 2  # the first page whose offset in elements does not fit 32 bits
+    far = 2**31 // (page * 16) + 2  # the first page whose offset in elements does not fit 32 bits
     count = batch.k_cache.shape[0]
     caches, scales = [], []
     for cache, scale in ((batch.k_cache, batch.k_scale), (batch.v_cache, batch.v_scale)):
-        large = torch.empty(far + count, 1, 16, 16, dtype=torch.int8, device=DEVICE)  # pages of memory not yet touched
-        large_scale = torch.empty(far + count, 1, 16, device=DEVICE)
+        large = torch.empty(far + count, 1, page, 16, dtype=torch.int8, device=DEVICE)  # memory that is never touched
+        large_scale = torch.empty(far + count, 1, page, device=DEVICE)
         large[far:], large_scale[far:] = cache, scale
         caches.append(large)
         scales.append(large_scale)
+    table = batch.block_table + far
     moved = replace(
-        batch, k_cache=caches[0], v_cache=caches[1], k_scale=scales[0], v_scale=scales[1],
-        block_table=batch.block_table + far,
-    )  # fmt: skip
+        batch, k_cache=caches[0], v_cache=caches[1], k_scale=scales[0], v_scale=scales[1], block_table=table
+    )
     assert torch.equal(decode(moved, 2)[0], decode(batch, 2)[0])
 
 
@@ -188,5 +189,8 @@ def test_what_the_kernel_cannot_take_is_refused_in_one_sentence() -> None:
         decode(replace(batch, k_cache=batch.k_cache.transpose(2, 3), v_cache=batch.v_cache.transpose(2, 3)))
     with pytest.raises(ValueError, match="must be float32"):
         decode(replace(batch.quantized(torch.int8), v_scale=torch.ones(1, device=DEVICE)))
+    for options in ({"scale": 0.0}, {"softcap": -1.0}):
+        with pytest.raises(ValueError, match="must be positive"):
+            decode(batch, **options)
     with pytest.raises(ValueError, match="up to 256 dimensions"):
         decode(decode_batch([5], dim=512))
