@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.small_ops import gated_activation, layer_norm, rms_norm
+
 _FEW_ROWS = 16
 
 
@@ -29,7 +31,7 @@ class RMSNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._twice is None:
-            return F.rms_norm(x, (self.size,), self.weight, self.eps)
+            return rms_norm(x, self.weight, self.eps)
         if x.shape[0] <= _FEW_ROWS:
             return torch.layer_norm(torch.cat((x, -x), -1), (2 * self.size,), self._twice, None, self.eps)[
                 :, : self.size
@@ -48,6 +50,8 @@ class LayerNorm:
         self.weight, self.bias, self.eps, self.size = weight, bias, eps, weight.shape[0]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return layer_norm(x, self.weight, self.bias, self.eps)
         return F.layer_norm(x, (self.size,), self.weight, self.bias, self.eps)
 
 
@@ -62,6 +66,8 @@ def rope_(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for [T, 2 N]."""
+    if gate_up.device.type != "cpu":
+        return gated_activation(gate_up)
     size = gate_up.shape[-1] // 2
     return F.silu(gate_up[..., :size]).mul_(gate_up[..., size:])
 

@@ -108,7 +108,6 @@ class EngineConfig(Validated):
             (self.speculation is not None, "speculation", "SpeculationConfig"),
             (self.quantization is not None, "quantization", self.quantization),
             (self.kv_cache_dtype in ("fp8", "int8"), "kv_cache_dtype", self.kv_cache_dtype),
-            (self.cuda_graphs, "cuda_graphs", True),
             (self.compile, "compile", True),
             (self.deterministic, "deterministic", True),
             (self.tensor_parallel_size > 1, "tensor_parallel_size", self.tensor_parallel_size),

@@ -25,6 +25,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("playground")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engine",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="build the engines of tests/engine with this EngineConfig field (repeatable), as in attention=triton",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Tiny tensors gain nothing from more threads, and lose much when the cores are shared."""
     torch.set_num_threads(1)

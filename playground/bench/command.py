@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from playground.errors import ConfigError
 
 PEERS = ("transformers", "none")
 DTYPES = ("bfloat16", "float32", "float16")
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything here.")]
 
 bench_app = typer.Typer(
     name="bench",
@@ -37,7 +38,7 @@ def engine(
         int | None, typer.Option(help="Threads of torch for both sides. Default: torch's.", min=1)
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A tiny model for seconds: shows only that it runs.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything here.")] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Measure first-token time and decode speed against transformers on the same weights, and the time of a step."""
     if peer not in PEERS:
@@ -45,8 +46,7 @@ def engine(
     for dtype in _listed(dtypes):
         if dtype not in DTYPES:
             raise ConfigError(f"--dtypes {dtype!r} is not known: give some of {', '.join(DTYPES)}.")
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise ConfigError(f"--json {json_file}: the folder {json_file.resolve().parent} does not exist; make it first.")
+    _check_target(json_file)
     plan = (quick_plan if quick else full_plan)(_listed(models), _listed(dtypes), repeats)
 
     from rich.console import Console
@@ -57,9 +57,67 @@ def engine(
     progress = Console(stderr=True)
     with progress.status("starting") as status:
         data = run_benchmark(plan, peer, threads, say=status.update).to_dict()
+    _write(data, json_file)
+    render(data)
+
+
+@bench_app.command(name="kernels", epilog="Example: playground bench kernels --only decode --json kernels.json")
+def kernels_command(
+    only: Annotated[str, typer.Option(help="Only ops whose name contains this.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny shapes: shows only that every case runs.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the Triton kernels against torch on this GPU; without a GPU, rehearse them in Triton's interpreter."""
+    _run_gpu(check=False, measure=True, quick=quick, only=only, json_file=json_file)
+
+
+@bench_app.command(epilog="Example: playground bench gpu --check --json gpu.json")
+def gpu(
+    check: Annotated[bool, typer.Option("--check", help="First run the tests that need a GPU.")] = False,
+    measure: Annotated[bool, typer.Option(help="Measure the kernels and the engine.")] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Few tests and tiny shapes: shows only that it runs.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Check and measure everything that needs a GPU, in one go; without a GPU, rehearse it."""
+    _run_gpu(check=check, measure=measure, quick=quick, only="", json_file=json_file)
+
+
+def _run_gpu(*, check: bool, measure: bool, quick: bool, only: str, json_file: Path | None) -> None:
+    import os
+
+    import torch
+
+    _check_target(json_file)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, which decides on import
+
+    from rich.console import Console
+
+    from playground.bench.gpu import run_gpu
+    from playground.bench.kernel_report import render_checks, render_engine, render_kernels
+
+    progress = Console(stderr=True)
+    with progress.status("starting") as status:
+        data = run_gpu(check=check, measure=measure, quick=quick, only=only, say=status.update)
+    _write(data, json_file)
+    console = Console()
+    if check:
+        render_checks(data["checks"], console)
+    if measure:
+        render_kernels(data["kernels"], console)
+        render_engine(data.get("engine", []), console)
+    if not data["ok"]:
+        raise typer.Exit(1)
+
+
+def _check_target(json_file: Path | None) -> None:
+    if json_file is not None and not json_file.resolve().parent.is_dir():
+        raise ConfigError(f"--json {json_file}: the folder {json_file.resolve().parent} does not exist; make it first.")
+
+
+def _write(data: dict[str, Any], json_file: Path | None) -> None:
     if json_file is not None:
         json_file.write_text(json.dumps(data, indent=2, ensure_ascii=False), encoding="utf-8")
-    render(data)
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -25,13 +25,21 @@ from playground.engine.loop import CLOSED, EngineLoop
 from playground.engine.outputs import Delta, EngineStats, Generation
 from playground.engine.prompts import PromptReader
 from playground.engine.request import Request
-from playground.engine.resolve import resolve_attention, resolve_config, resolve_device, resolve_dtype
+from playground.engine.resolve import (
+    check_cuda_graphs,
+    resolve_attention,
+    resolve_config,
+    resolve_device,
+    resolve_dtype,
+)
 from playground.engine.sampler import Sampler
 from playground.engine.scheduler import Scheduler, SchedulerConfig
 from playground.engine.tracker import SampleTracker, SubmissionTracker
 from playground.errors import ConfigError, RequestError
 from playground.models.bundled import BUNDLED_MODEL
 from playground.models.config import DecoderConfig
+from playground.models.decode_graphs import DecodeGraphs
+from playground.models.decoder import Decoder
 from playground.models.kv_cache import KVCache
 from playground.models.loader import LoadedModel, load_model, resolve_model_path
 from playground.models.tokenizer import check_vocabulary, load_tokenizer
@@ -56,6 +64,7 @@ class Engine:
         shape = DecoderConfig.from_folder(path)
         dtype = resolve_dtype(given.dtype, shape.torch_dtype, device)
         attention = resolve_attention(given.attention, shape, device, dtype)
+        check_cuda_graphs(given, device, attention)
         loaded = load_model(
             str(path),
             revision=given.revision,
@@ -108,7 +117,13 @@ class Engine:
         )
         self._scheduler = Scheduler(limits, tables)
         sampler = Sampler(loaded.config.vocab_size, device)
-        executor = Executor(loaded.model, kv_cache, sampler, block_size=block_size, eos_token_ids=self._eos_token_ids)
+        executor = Executor(
+            self._stepper(loaded.model, kv_cache),
+            kv_cache,
+            sampler,
+            block_size=block_size,
+            eos_token_ids=self._eos_token_ids,
+        )
         base_stats = EngineStats(
             kv_blocks_total=num_blocks,
             kv_blocks_empty=num_blocks,
@@ -117,6 +132,14 @@ class Engine:
             memory_kv_bytes=kv_cache.nbytes if kv_cache is not None else 0,
         )
         return EngineCore(self._scheduler, executor, self.events, base_stats)
+
+    def _stepper(self, model: Decoder, kv_cache: KVCache | None) -> Decoder | DecodeGraphs:
+        """What runs the steps: the model itself, or recordings of its decode steps."""
+        config = self.config
+        if not config.cuda_graphs or kv_cache is None:
+            return model
+        max_blocks = -(-self._max_model_len // kv_cache.block_size)
+        return DecodeGraphs(model, kv_cache, max_num_seqs=config.max_num_seqs, max_blocks=max_blocks)
 
     def _block_layout(self) -> tuple[int, int]:
         """(block size, number of blocks). A contiguous cache is a paged one with a block for a whole sequence."""

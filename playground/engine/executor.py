@@ -16,6 +16,7 @@ from playground.engine.request import Request
 from playground.engine.sampler import SampledToken, Sampler, SamplingRow
 from playground.engine.scheduler import ScheduledRequest, SchedulerOutput
 from playground.models.batch import ModelBatch
+from playground.models.decode_graphs import DecodeGraphs
 from playground.models.decoder import Decoder
 from playground.models.kv_cache import KVCache
 
@@ -39,7 +40,7 @@ class Executor:
 
     def __init__(
         self,
-        model: Decoder,
+        model: Decoder | DecodeGraphs,
         kv_cache: KVCache | None,
         sampler: Sampler,
         *,

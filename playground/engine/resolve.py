@@ -72,6 +72,21 @@ def why_not_triton_attention(model: DecoderConfig, device: torch.device, dtype: 
     return why_not_paged(model.head_dim, model.num_heads // model.num_kv_heads)
 
 
+def check_cuda_graphs(config: EngineConfig, device: torch.device, attention: str) -> None:
+    """Raises `ConfigError` where recorded decode steps were asked for and cannot be."""
+    if not config.cuda_graphs:
+        return
+    reason = None
+    if device.type != "cuda":
+        reason = f"it records launches of an NVIDIA GPU, and the device is {str(device)!r}"
+    elif attention != "triton":
+        reason = f"attention={attention!r} takes lengths from the host, which a recording would freeze; use 'triton'"
+    elif config.kv_cache == "none":
+        reason = "kv_cache='none' has no decode steps to record"
+    if reason is not None:
+        raise ConfigError(f"cuda_graphs=True is not possible here: {reason}.")
+
+
 def resolve_config(
     config: EngineConfig,
     model: DecoderConfig,

@@ -11,9 +11,15 @@ from playground import Engine, EngineConfig
 EngineFactory = Callable[..., Engine]
 
 
+def given_fields(config: pytest.Config) -> dict[str, Any]:
+    """What `--engine FIELD=VALUE` asked for."""
+    pairs = (option.partition("=") for option in config.getoption("--engine"))
+    return {field: {"true": True, "false": False}.get(value, value) for field, _, value in pairs}
+
+
 @pytest.fixture
-def make_engine(tiny_model: Path) -> Iterator[EngineFactory]:
-    """`make_engine(**fields)` builds an engine on the CPU that is closed when the test ends."""
+def make_engine(tiny_model: Path, pytestconfig: pytest.Config) -> Iterator[EngineFactory]:
+    """`make_engine(**fields)` builds an engine, on the CPU unless told otherwise, that is closed when the test ends."""
     engines: list[Engine] = []
 
     def make(**fields: Any) -> Engine:
@@ -28,7 +34,7 @@ def make_engine(tiny_model: Path) -> Iterator[EngineFactory]:
         }
         if fields.get("kv_cache") == "none":
             del defaults["num_kv_blocks"]  # refused there, since it would mean nothing
-        engine = Engine(EngineConfig(**{**defaults, **fields}))
+        engine = Engine(EngineConfig(**{**defaults, **given_fields(pytestconfig), **fields}))
         engines.append(engine)
         return engine
 

@@ -177,7 +177,6 @@ CONFIGS = [
     ({"draft_model": "x"}, "not available yet"),
     ({"quantization": "int8"}, "not available yet"),
     ({"kv_cache_dtype": "int8"}, "not available yet"),
-    ({"cuda_graphs": True}, "not available yet"),
     ({"compile": True}, "not available yet"),
     ({"deterministic": True}, "not available yet"),
     ({"tensor_parallel_size": 2}, "not available yet"),
