@@ -9,7 +9,10 @@ from torch import Tensor
 from kernels import cpu_attention, reference
 
 BACKENDS = ("auto", "torch", "reference", "triton")
-OPS = ("flash_attention", "paged_attention", "rms_norm", "layer_norm", "rope", "swiglu", "write_kv")
+OPS = (
+    "flash_attention", "paged_attention", "merge_state", "rope_and_write", "write_kv", "copy_blocks", "rms_norm",
+    "layer_norm", "rope", "gated_activation", "quant_linear", "sample",
+)  # fmt: skip
 _NO_TRITON = "backend='triton' is not available yet in this version: use 'auto', 'torch' or 'reference'."
 
 
@@ -57,6 +60,8 @@ def _ask(kind: str, index: int | None) -> str | None:
         return None if INTERPRETED else f"Triton kernels need tensors on an NVIDIA GPU, these are on {kind!r}"
     if torch.version.hip is not None:
         return "the kernels are written and compiled for NVIDIA GPUs, this one is AMD's"
+    if not torch.cuda.is_available():
+        return "torch finds no NVIDIA GPU here"
     major, minor = torch.cuda.get_device_capability(index)
     return None if major >= 8 else f"the kernels need compute capability 8.0 or later, this GPU has {major}.{minor}"
 
@@ -65,15 +70,17 @@ _asked: dict[tuple[str, int | None], str | None] = {}
 
 
 def explain(device: torch.device | str = "cpu") -> list[Choice]:
-    """What each op runs on this device, and why."""
-    kind = torch.device(device).type
-    if kind == "cpu":
+    """What each op runs on tensors of this device, and why."""
+    device = torch.device(device)
+    if device.type == "cpu":
         reason = "a CPU runs torch's own kernels in as few calls as possible"
         if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported():
             reason += "; this one has native bfloat16, so linear layers are prepacked"
-    else:
-        reason = "Triton kernels are not available yet in this version; torch's own kernels run on any device"
-    return [Choice(op, "torch", reason) for op in OPS]
+        return [Choice(op, "torch", reason) for op in OPS]
+    why_not = why_not_triton(device.type, device.index)
+    if why_not is not None:
+        return [Choice(op, "torch", f"{why_not}; torch's own kernels run on any device") for op in OPS]
+    return [Choice(op, "triton", "an NVIDIA GPU that Triton compiles for") for op in OPS]
 
 
 def flash_attention(

@@ -14,23 +14,23 @@ def logits_in_steps(variant: str, ids: list[int], counts: list[int], block_size:
     """Logits of every token of `ids`, run in steps of `counts` beside another sequence that decodes."""
     driver = Driver(load(checkpoint(variant), attention="triton", device=DEVICE), block_size=block_size)
     sequence = Sequence(ids)
-    other = Sequence(prompt(20, driver.model.config.vocab_size, seed=1))
-    driver.step([(other, 20 - len(counts) + 1)])
+    other = Sequence(prompt(9, driver.model.config.vocab_size, seed=1))
+    driver.step([(other, 9 - len(counts) + 1)])
     parts = [driver.step([(sequence, counts[0])])[0]]
     parts += [driver.step([(other, 1), (sequence, count)])[1] for count in counts[1:]]
     return torch.cat(parts).cpu()
 
 
-@pytest.mark.parametrize("variant", ["llama-3", "llama-2", "mistral", "qwen2-windows", "qwen3", "gpt2"])
+@pytest.mark.parametrize("variant", ["llama-3", "mistral", "qwen2-windows", "qwen3", "gpt2"])
 def test_logits_in_chunks_beside_a_decoding_request_equal_transformers(variant: str) -> None:
-    ids = prompt(40, 60, seed=2)
+    ids = prompt(24, 60, seed=2)
     with torch.inference_mode():
         wanted = reference_model(variant)(torch.tensor([ids])).logits[0]
-    assert (logits_in_steps(variant, ids, [23, 1, 16]) - wanted).abs().max().item() < TOLERANCE
+    assert (logits_in_steps(variant, ids, [13, 1, 10]) - wanted).abs().max().item() < TOLERANCE
 
 
 def test_logits_do_not_depend_on_the_block_size() -> None:
-    ids = prompt(30, 60, seed=3)
-    wanted = logits_in_steps("llama-3", ids, [21, 1, 8])
+    ids = prompt(12, 60, seed=3)
+    wanted = logits_in_steps("llama-3", ids, [7, 1, 4])
     for block_size in (1, 32):
-        assert (logits_in_steps("llama-3", ids, [21, 1, 8], block_size) - wanted).abs().max().item() < TOLERANCE
+        assert (logits_in_steps("llama-3", ids, [7, 1, 4], block_size) - wanted).abs().max().item() < TOLERANCE
