@@ -131,7 +131,9 @@ def largest_and_where(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, ids[:, None]).squeeze(1), ids
 
 
-def draw(scaled: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+def draw(
+    scaled: Tensor, seeds: Tensor, positions: Tensor, group_noise: int = noise.GROUP, token_noise: int = noise.TOKEN
+) -> Tensor:
     """Token ids [R] drawn with probability proportional to exp of the scaled logits [R, padded V] (float64).
 
     Gumbel-max: the argmax of logit + Gumbel noise has the softmax distribution. It is done in two steps, first the
@@ -142,9 +144,9 @@ def draw(scaled: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
     rows = torch.arange(len(scaled), device=scaled.device)
     sums = group_sums(scaled)
     group_ids = torch.arange(sums.shape[1], device=scaled.device)
-    group_noise = noise.gumbel(noise.row_keys(seeds, positions, noise.GROUP), group_ids)
-    group = (sums.log_() + group_noise).argmax(dim=-1)
+    sums.log_().add_(noise.gumbel(noise.row_keys(seeds, positions, group_noise), group_ids))
+    group = sums.argmax(dim=-1)
     members = scaled.view(len(scaled), -1, GROUP_SIZE)[rows, group]
     member_ids = group[:, None] * GROUP_SIZE + torch.arange(GROUP_SIZE, device=scaled.device)
-    member_noise = noise.gumbel(noise.row_keys(seeds, positions, noise.TOKEN), member_ids)
-    return group * GROUP_SIZE + (members + member_noise).argmax(dim=-1)
+    members = members + noise.gumbel(noise.row_keys(seeds, positions, token_noise), member_ids)
+    return group * GROUP_SIZE + members.argmax(dim=-1)

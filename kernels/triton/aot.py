@@ -29,6 +29,7 @@ from kernels.triton.launch import Launch, dtype_name, recording
 
 FAMILIES: tuple[str, ...] = (
     "activation",
+    "flash",
     "cache_write",
     "norms",
     "norms_backward",
@@ -38,6 +39,7 @@ FAMILIES: tuple[str, ...] = (
     "paged_decode",
     "paged_prefill",
     "sampling",
+    "rejection",
 )
 """Modules of this package that launch kernels; each has `aot_cases() -> Iterable[(name, function)]`, where the function
 calls a launcher on meta tensors and may ask `arch.current` what it runs on."""
