@@ -39,6 +39,7 @@ def paged_attention(
     tree_mask: Tensor | None = None,
     causal: bool = True,
     max_query_len: int | None = None,
+    num_short: int | None = None,
     num_splits: int | None = None,
     out: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -51,7 +52,8 @@ def paged_attention(
     - `window=w` lets a token see itself and the w - 1 before it; `sinks` [Hq] are logits that join the denominator.
     - `tree_mask` int64 [T]: bit j lets a token see query token j of its sequence (what lies before the query tokens
       is always seen); a sequence of more than 64 query tokens stays causal. `causal=False`: every key is seen.
-    - `max_query_len` promises that no sequence has more query tokens: short ones take the split decode kernel.
+    - `max_query_len` promises that no sequence has more query tokens, or none of the first `num_short` where given:
+      short ones take the split decode kernel. A batch of decodes and prompts puts its decodes first.
     - `num_splits` fixes the splits along the keys; then a sequence's result does not depend on its batch.
     - Rows of no sequence hold nothing of meaning.
     """
@@ -67,10 +69,10 @@ def paged_attention(
     lse: Tensor | None
     if chosen == "triton":
         lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device) if return_lse else None
-        short = causal and max_query_len is not None
-        result = _triton(
-            *arguments, causal, max_query_len if short else None,
-            tree_mask=tree_mask, num_splits=num_splits, out=out, lse=lse, **options,
+        result = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+        _triton(
+            *arguments, causal, max_query_len if causal else None, num_short,
+            tree_mask=tree_mask, num_splits=num_splits, out=result, lse=lse, **options,
         )  # fmt: skip
     else:
         if chosen == "reference" or tree_mask is not None or not causal:
@@ -156,16 +158,21 @@ def cascade_attention(
     return (out, lse) if return_lse else out
 
 
-def _triton(*arguments: Any, lse: Tensor | None, **options: Any) -> Tensor:
-    """The decode kernel where every sequence's query rows fit one program of it, else the prefill kernel."""
+def _triton(*arguments: Any, **options: Any) -> None:
+    """The decode kernel for sequences whose query rows fit one program of it, the prefill kernel for the others."""
     from kernels.triton.paged_decode import MAX_ROWS, paged_decode
     from kernels.triton.paged_prefill import paged_prefill
 
-    *tensors, causal, max_query_len = arguments
-    group = tensors[0].shape[1] // tensors[1].shape[1]
-    if max_query_len is not None and max_query_len * group <= MAX_ROWS:
-        return paged_decode(*tensors, max_query_len=max_query_len, lse=lse, **options)
-    return paged_prefill(*tensors, causal=causal, lse=lse, **options)
+    q, k_cache, v_cache, table, starts, lens, causal, max_query_len, num_short = arguments
+    short = 0
+    if max_query_len is not None and max_query_len * (q.shape[1] // k_cache.shape[1]) <= MAX_ROWS:
+        short = table.shape[0] if num_short is None else min(num_short, table.shape[0])
+        rows = q[: short * max_query_len]  # bounds the memory that splits take
+        first = (table[:short], starts[: short + 1], lens[:short])
+        paged_decode(rows, k_cache, v_cache, *first, max_query_len=max_query_len, **options)
+    if short < table.shape[0]:
+        rest = (table[short:], starts[short:], lens[short:])
+        paged_prefill(q, k_cache, v_cache, *rest, causal=causal, **options)
 
 
 def why_not_paged(head_dim: int, group: int) -> str | None:

@@ -74,6 +74,18 @@ def test_short_queries_take_the_decode_kernel_and_splits_are_merged() -> None:
     assert names(max_query_len=1, causal=False, num_splits=1) == ["paged_prefill"]
 
 
+def test_decodes_first_and_prompts_after_them_take_a_kernel_each() -> None:
+    mixed = {"query_lens": [1, 2, 20, 1], "max_query_len": 2, "num_splits": 1}
+    assert names(**mixed, num_short=2) == ["paged_decode", "paged_prefill"]
+    assert names(**mixed, num_short=0) == ["paged_decode", "paged_prefill"]  # an empty grid, which launches nothing
+    assert names(query_lens=[1, 2], max_query_len=2, num_splits=1, num_short=2) == ["paged_decode"]
+    batch = batch_of([1, 2, 20, 1], [40, 70, 20, 33], heads=4, kv_heads=2)
+    for num_splits in (None, 2):
+        out, lse = batch.run(backend="triton", max_query_len=2, num_short=2, num_splits=num_splits, return_lse=True)
+        assert_as_good_as_eager(out, batch.eager()[0], batch.oracle()[0])
+        assert_as_good_as_eager(lse, batch.eager()[1], batch.oracle()[1])
+
+
 def meta(like: Tensor) -> Tensor:
     return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
 
