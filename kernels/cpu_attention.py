@@ -163,6 +163,7 @@ def dense_attention(
     softcap: float | None,
     scale: float,
     want_lse: bool,
+    naive: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention of [B, Sq, Hq, D] over [B, Sk, Hkv, D]; see `kernels.flash_attention`."""
     batch, q_len, heads, _ = q.shape
@@ -179,7 +180,7 @@ def dense_attention(
         keys, values = (t[b].transpose(0, 1)[None] for t in (k, v))
         for piece in pieces:
             views = piece_views(keys, values, piece, heads)
-            part, part_lse = attend_piece(q[b], *views, piece, scale, False, softcap, want_lse)
+            part, part_lse = attend_piece(q[b], *views, piece, scale, naive, softcap, want_lse)
             out[b, piece.start : piece.stop] = part
             if lse is not None and part_lse is not None:
                 lse[b, piece.start : piece.stop] = part_lse

@@ -4,9 +4,6 @@ import importlib.util
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
-from kernels import cpu_attention, reference
 
 BACKENDS = ("auto", "torch", "reference", "triton")
 OPS = (
@@ -43,12 +40,15 @@ def choose(backend: str, device: torch.device | None = None) -> str:
     return backend
 
 
-@torch.compiler.assume_constant_result
 def why_not_triton(kind: str, index: int | None) -> str | None:
     """The reason why Triton kernels cannot run on tensors of this device, None where they can. Asked once a device."""
     if (kind, index) not in _asked:
         _asked[kind, index] = _ask(kind, index)
     return _asked[kind, index]
+
+
+# What `torch.compiler.assume_constant_result` would set; calling it imports all of torch._dynamo, 1 to 3 seconds.
+why_not_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _ask(kind: str, index: int | None) -> str | None:
@@ -81,38 +81,3 @@ def explain(device: torch.device | str = "cpu") -> list[Choice]:
     if why_not is not None:
         return [Choice(op, "torch", f"{why_not}; torch's own kernels run on any device") for op in OPS]
     return [Choice(op, "triton", "an NVIDIA GPU that Triton compiles for") for op in OPS]
-
-
-def flash_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    causal: bool = True,
-    window: int | None = None,
-    softcap: float | None = None,
-    scale: float | None = None,
-    return_lse: bool = False,
-    backend: str = "auto",
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Dense attention: q [B, Sq, Hq, D], k and v [B, Sk, Hkv, D] -> [B, Sq, Hq, D], and the base-2 lse [B, Sq, Hq].
-
-    Causal is bottom-right aligned; `window=w` lets a token see itself and the w - 1 before it.
-    """
-    lse: Tensor | None
-    _check(q, k, v, q.ndim == 4 and k.ndim == 4, "q [B, Sq, Hq, D] and k, v [B, Sk, Hkv, D]")
-    if choose(backend) == "reference":
-        out, lse = reference.flash_attention(q, k, v, causal=causal, window=window, softcap=softcap, scale=scale)
-    else:
-        factor = q.shape[-1] ** -0.5 if scale is None else scale
-        out, lse = cpu_attention.dense_attention(q, k, v, causal, window, softcap, factor, return_lse)
-    return (out, lse) if lse is not None and return_lse else out
-
-
-def _check(q: Tensor, k: Tensor, v: Tensor, right_ranks: bool, wanted: str) -> None:
-    heads_dim = 1 if q.ndim == 3 else 2
-    if not right_ranks or k.shape != v.shape or q.shape[-1] != k.shape[-1]:
-        shapes = f"{list(q.shape)}, {list(k.shape)}, {list(v.shape)}"
-        raise ValueError(f"shapes {shapes} do not fit together: give {wanted}.")
-    if k.shape[heads_dim] == 0 or q.shape[-2] % k.shape[heads_dim]:
-        raise ValueError(f"{q.shape[-2]} query heads cannot share {k.shape[heads_dim]} KV heads: use a multiple.")

@@ -66,22 +66,31 @@ def _query_bounds(
 
 @triton.jit
 def _add_to_dk_dv(
-    dk, dv, k, v, keys, q_ptr, grad_ptr, lse_ptr, delta_ptr, begin, end, q_len, kv_len, stride_qt, stride_gt,
-    qk_scale, cap, window,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr,
+    dk, dv, k, v, keys, q_ptr, grad_ptr, lse_ptr, delta_ptr, begin, tiles, far, far_tiles, q_len, kv_len,
+    stride_qt, stride_qh, stride_gt, stride_gh, stride_lh, qk_scale, cap, window,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, GROUP: tl.constexpr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """What query rows [begin, end) of one head add to dK (without its scale) and dV. Tiles are [keys, rows]."""
-    for start_m in range(begin, end, BLOCK_M):
+    """What some query rows of the heads of a group add to dK (without its scale) and dV. Tiles are [keys, rows].
+
+    The rows are `tiles` tiles from `begin` and `far_tiles` from `far`. All of it is one loop: a loop over heads around
+    it would empty the pipeline of loads at every head, and a loop for either edge would hold registers.
+    """
+    all_tiles = tiles + far_tiles
+    for step in range(GROUP * all_tiles):
+        member, tile = tl.cast(step // all_tiles, tl.int64), step % all_tiles
+        start_m = tl.where(tile < tiles, begin + tile * BLOCK_M, far + (tile - tiles) * BLOCK_M)
         offs_m = start_m + tl.arange(0, BLOCK_M)
-        q = load_rows(q_ptr, start_m, q_len, stride_qt, MASKED, BLOCK_M, D, BLOCK_D).to(DOT)
-        grad = load_rows(grad_ptr, start_m, q_len, stride_gt, MASKED, BLOCK_M, D, BLOCK_D).to(DOT)
+        rows = member * stride_lh + offs_m
+        q = load_rows(q_ptr + member * stride_qh, start_m, q_len, stride_qt, MASKED, BLOCK_M, D, BLOCK_D).to(DOT)
+        grad_head = grad_ptr + member * stride_gh
+        grad = load_rows(grad_head, start_m, q_len, stride_gt, MASKED, BLOCK_M, D, BLOCK_D).to(DOT)
         if MASKED:  # rows past the end have p = 0, and keys past the end are not stored: neither needs the mask
-            lse = tl.load(lse_ptr + offs_m, mask=offs_m < q_len, other=float("inf"))
-            delta = tl.load(delta_ptr + offs_m, mask=offs_m < q_len, other=0.0)
+            lse = tl.load(lse_ptr + rows, mask=offs_m < q_len, other=float("inf"))
+            delta = tl.load(delta_ptr + rows, mask=offs_m < q_len, other=0.0)
         else:
-            lse = tl.load(lse_ptr + offs_m)
-            delta = tl.load(delta_ptr + offs_m)
+            lse = tl.load(lse_ptr + rows)
+            delta = tl.load(delta_ptr + rows)
         qk = tl.dot(k, tl.trans(q), input_precision="ieee")
         if SOFTCAP:
             capped = tanh(qk * qk_scale)
@@ -135,33 +144,31 @@ def _flash_backward_kv_kernel(
         return
     k_ptr += batch * stride_kb + k_first * stride_kt + kv_head * stride_kh
     v_ptr += batch * stride_vb + k_first * stride_vt + kv_head * stride_vh
+    head = kv_head * GROUP
+    q_ptr += batch * stride_qb + q_first * stride_qt + head * stride_qh
+    grad_out_ptr += batch * stride_gb + q_first * stride_gt + head * stride_gh
+    lse_ptr += batch * stride_lb + head * stride_lh + q_first
+    delta_ptr += batch * stride_lb + head * stride_lh + q_first
     k = load_rows(k_ptr, start_n, kv_len, stride_kt, True, BLOCK_N, D, BLOCK_D).to(DOT)
     v = load_rows(v_ptr, start_n, kv_len, stride_vt, True, BLOCK_N, D, BLOCK_D).to(DOT)
     offs_n = start_n + tl.arange(0, BLOCK_N)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     begin, full_begin, full_end, end = _query_bounds(start_n, q_len, kv_len, window, CAUSAL, WINDOW, BLOCK_M, BLOCK_N)
-    for member in range(GROUP):
-        head = kv_head * GROUP + member
-        q_head = q_ptr + batch * stride_qb + q_first * stride_qt + head * stride_qh
-        grad_head = grad_out_ptr + batch * stride_gb + q_first * stride_gt + head * stride_gh
-        row = batch * stride_lb + head * stride_lh + q_first
-        if CAUSAL:
-            dk, dv = _add_to_dk_dv(
-                dk, dv, k, v, offs_n, q_head, grad_head, lse_ptr + row, delta_ptr + row,
-                begin, tl.minimum(full_begin, end), q_len, kv_len, stride_qt, stride_gt, qk_scale, cap, window,
-                True, CAUSAL, WINDOW, SOFTCAP, D, BLOCK_D, BLOCK_M, DOT,
-            )  # fmt: skip
-        dk, dv = _add_to_dk_dv(
-            dk, dv, k, v, offs_n, q_head, grad_head, lse_ptr + row, delta_ptr + row,
-            full_begin, full_end, q_len, kv_len, stride_qt, stride_gt, qk_scale, cap, window,
-            False, CAUSAL, WINDOW, SOFTCAP, D, BLOCK_D, BLOCK_M, DOT,
-        )  # fmt: skip
-        dk, dv = _add_to_dk_dv(
-            dk, dv, k, v, offs_n, q_head, grad_head, lse_ptr + row, delta_ptr + row,
-            full_end, end, q_len, kv_len, stride_qt, stride_gt, qk_scale, cap, window,
-            True, CAUSAL, WINDOW, SOFTCAP, D, BLOCK_D, BLOCK_M, DOT,
-        )  # fmt: skip
+    near_tiles = tl.cdiv(tl.maximum(tl.minimum(full_begin, end) - begin, 0), BLOCK_M)
+    far_tiles = tl.cdiv(tl.maximum(end - full_end, 0), BLOCK_M)
+    dk, dv = _add_to_dk_dv(
+        dk, dv, k, v, offs_n, q_ptr, grad_out_ptr, lse_ptr, delta_ptr,
+        begin, near_tiles, full_end, far_tiles,
+        q_len, kv_len, stride_qt, stride_qh, stride_gt, stride_gh, stride_lh, qk_scale, cap, window,
+        True, CAUSAL, WINDOW, SOFTCAP, GROUP, D, BLOCK_D, BLOCK_M, DOT,
+    )  # fmt: skip
+    dk, dv = _add_to_dk_dv(
+        dk, dv, k, v, offs_n, q_ptr, grad_out_ptr, lse_ptr, delta_ptr,
+        full_begin, (full_end - full_begin) // BLOCK_M, full_end, 0,
+        q_len, kv_len, stride_qt, stride_qh, stride_gt, stride_gh, stride_lh, qk_scale, cap, window,
+        False, CAUSAL, WINDOW, SOFTCAP, GROUP, D, BLOCK_D, BLOCK_M, DOT,
+    )  # fmt: skip
     offs_d = tl.arange(0, BLOCK_D)
     mask = (offs_n[:, None] < kv_len) & (offs_d[None, :] < D)
     base = batch * stride_db + k_first * stride_dt + kv_head * stride_dh
@@ -267,14 +274,34 @@ def _flash_backward_q_kernel(
     tl.store(dq_ptr + offsets, dq, mask=(offs_m[:, None] < q_len) & (offs_d[None, :] < D))
 
 
-def pick_config(arch: Arch, dim: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
-    """Tiles of the launches "delta", "kv" (dK and dV) and "q" (dQ)."""
+# (query rows, keys, warps, stages) by padded head size, of dK and dV ("kv") and of dQ ("q"). Chosen by compiling for
+# every architecture: two accumulators of [keys, head size] leave few registers, and smaller tiles are what keeps them
+# from spilling. float32 has no tensor cores to feed.
+_KV_TILES = {64: (64, 128, 8, 3), 128: (64, 128, 8, 2), 256: (32, 32, 8, 2)}
+_KV_TILES_SMALL = _KV_TILES | {128: (64, 64, 8, 2)}  # 99 KiB of shared memory, or masks that need registers
+_Q_TILES = {64: (128, 64, 8, 3), 128: (128, 64, 8, 2), 256: (64, 32, 8, 2)}
+_Q_TILES_SMALL = {64: (128, 64, 8, 3), 128: (64, 64, 8, 2), 256: (32, 32, 8, 2)}
+_KV_TILES_FLOAT32 = {64: (16, 32, 4, 2), 128: (16, 16, 4, 2), 256: (16, 16, 8, 2)}
+_Q_TILES_FLOAT32 = {64: (32, 32, 4, 2), 128: (32, 16, 4, 2), 256: (16, 16, 8, 2)}
+
+
+def pick_config(arch: Arch, dim: int, dtype: torch.dtype, plain: bool) -> dict[str, dict[str, int]]:
+    """Tiles of the launches "delta", "kv" (dK and dV) and "q" (dQ); `plain` is without window and soft cap."""
     block_d = max(16, triton.next_power_of_2(dim))
-    tile = {"BLOCK_D": block_d, "BLOCK_M": 32, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
+    size = max(64, block_d)
+    if arch.interpreted:
+        kv = q = (32, 32, 4, 2)
+    elif dtype == torch.float32:
+        kv, q = _KV_TILES_FLOAT32[size], _Q_TILES_FLOAT32[size]
+    else:
+        kv = (_KV_TILES if arch.large_shared and plain else _KV_TILES_SMALL)[size]
+        q = (_Q_TILES if arch.large_shared else _Q_TILES_SMALL)[size]
+    names = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")
     return {
         "delta": {"BLOCK_D": block_d, "BLOCK_M": 32, "num_warps": 4},
-        "kv": tile, "q": tile,
-    }  # fmt: skip
+        "kv": {"BLOCK_D": block_d, **dict(zip(names, kv, strict=True))},
+        "q": {"BLOCK_D": block_d, **dict(zip(names, q, strict=True))},
+    }
 
 
 def flash_backward(
@@ -301,7 +328,7 @@ def flash_backward(
     make = torch.empty if cu_seqlens_q is None else torch.zeros  # rows of no sequence are written by no program
     dq, dk, dv = (make(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     delta = torch.empty(lse.shape, dtype=torch.float32, device=q.device)
-    configs = pick_config(current(q.device), dim, q.dtype)
+    configs = pick_config(current(q.device), dim, q.dtype, window is None and softcap is None)
     launch(
         _delta_kernel, (triton.cdiv(q_len, configs["delta"]["BLOCK_M"]), heads, batch),
         out, grad_out, grad_lse, delta, q_len, *out.stride()[:3], *grad_out.stride()[:3],

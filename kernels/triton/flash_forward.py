@@ -1,4 +1,4 @@
-"""Attention without the score matrix: out = softmax(q k^T scale) v, tile by tile with a running maximum (FlashAttention).
+"""Attention without the score matrix (FlashAttention): out = softmax(q k^T scale) v, tile by tile, in one pass.
 
 Scores live in base 2 (scale * log2 e is folded in once), and so does lse2 = log2 sum exp(score), which the backward
 pass starts from. A program owns BLOCK_M query rows of one head and walks over keys in three loops, so that only tiles
