@@ -1,7 +1,8 @@
 """The trainable Llama: plain tensors under Hugging Face parameter names, float32 master weights, bf16 compute.
 
 It exists to be fast at training lengths on a CPU (matmul attention with the query group folded into the rows, fused
-QKV and gate/up projections); it never generates with a KV cache and is not the decoder that the engine runs.
+QKV and gate/up projections); on a GPU its attention is the flash kernel, forward and backward. It never generates
+with a KV cache and is not the decoder that the engine runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kernels import flash_attention
 
 IGNORE_INDEX = -100
 
@@ -114,12 +117,23 @@ class TrainableLlama(nn.Module):
         q, k, v = F.linear(x, qkv_weight).split([kv * group * dim, kv * dim, kv * dim], dim=-1)
         q = rotate(q.view(batch, length, kv * group, dim), cos, sin) * (dim**-0.5)
         k = rotate(k.view(batch, length, kv, dim), cos, sin)
-        q = q.view(batch, length, kv, group, dim).permute(0, 2, 3, 1, 4)  # batch, kv, group, length, dim
-        k = k.permute(0, 2, 1, 3).reshape(batch * kv, length, dim)
-        v = v.view(batch, length, kv, dim).permute(0, 2, 1, 3).reshape(batch * kv, length, dim)
-        out = causal_attention(q.reshape(batch * kv, group, length, dim), k, v)
-        out = out.view(batch, kv, group, length, dim).permute(0, 3, 1, 2, 4).reshape(batch, length, -1)
+        out = grouped_attention(q, k, v.view(batch, length, kv, dim)).reshape(batch, length, -1)
         return F.linear(out, self.w(p + "self_attn.o_proj.weight").to(dtype))
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal softmax(q k^T) v of q [batch, length, heads, dim] over k and v [batch, length, kv heads, dim]."""
+    if q.is_cuda:
+        attended = flash_attention(q, k, v, scale=1.0)
+        assert isinstance(attended, Tensor)
+        return attended
+    batch, length, kv, dim = k.shape
+    group = q.shape[2] // kv
+    q = q.view(batch, length, kv, group, dim).permute(0, 2, 3, 1, 4)  # batch, kv, group, length, dim
+    k = k.permute(0, 2, 1, 3).reshape(batch * kv, length, dim)
+    v = v.permute(0, 2, 1, 3).reshape(batch * kv, length, dim)
+    out = causal_attention(q.reshape(batch * kv, group, length, dim), k, v)
+    return out.view(batch, kv, group, length, dim).permute(0, 3, 1, 2, 4).reshape(batch, length, kv * group, dim)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, block: int = 128) -> Tensor:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import kernels
 from playground.training.export import export_model
 from playground.training.generation import generate
-from playground.training.model import IGNORE_INDEX, ModelShape, TrainableLlama, causal_attention
+from playground.training.model import IGNORE_INDEX, ModelShape, TrainableLlama, causal_attention, grouped_attention
 from playground.training.tokenizer import train_tokenizer
 
 SHAPE = ModelShape(
@@ -46,6 +48,30 @@ def test_blocked_attention_equals_the_whole_square(length: int) -> None:
     hidden = torch.ones(length, length, dtype=torch.bool).triu(1)
     scores = (q @ k[:, None].transpose(-1, -2)).masked_fill(hidden, float("-inf"))
     torch.testing.assert_close(causal_attention(q, k, v, block=64), scores.softmax(-1) @ v[:, None])
+
+
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_attention_of_a_cpu_is_what_the_flash_kernel_of_a_gpu_computes(backend: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    q = torch.randn(2, 37, 6, 16, generator=generator)
+    k, v = torch.randn(2, 2, 37, 2, 16, generator=generator).unbind(0)
+    if backend == "triton" and torch.cuda.is_available():
+        pytest.skip("the interpreter runs kernels on CPU tensors only where there is no GPU")
+    out = kernels.flash_attention(q, k, v, scale=1.0, backend=backend)
+    torch.testing.assert_close(grouped_attention(q, k, v), out)
+
+
+@pytest.mark.gpu
+def test_a_training_step_on_a_gpu_has_the_gradients_of_a_cpu(model: TrainableLlama) -> None:
+    ids = torch.randint(0, 290, (2, 65), generator=torch.Generator().manual_seed(0))
+    model.zero_grad()
+    model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    on_gpu = copy.deepcopy(model).cuda()
+    on_gpu.zero_grad()
+    on_gpu.loss(ids[:, :-1].cuda(), ids[:, 1:].cuda()).backward()
+    for mine, other in zip(model.parameters(), on_gpu.parameters(), strict=True):
+        assert mine.grad is not None and other.grad is not None
+        torch.testing.assert_close(other.grad.cpu(), mine.grad, rtol=1e-3, atol=1e-5)
 
 
 def test_greedy_text_with_the_cache_equals_recomputing_every_step(model: TrainableLlama) -> None:

@@ -45,6 +45,7 @@ CASES = (
     Case("more queries than keys", 40, 7),
     Case("no keys", 3, 0),
     Case("not causal", 35, 70, heads=1, options={"causal": False}),
+    Case("head size 8", 33, 40, dim=8, heads=1),
     Case("head size 80", 40, 70, dim=80, dtype=torch.float16, heads=1),
     Case("head size 96", 33, 33, dim=96, dtype=torch.bfloat16, heads=1),
     Case("group of 8", 5, 37, heads=8, kv_heads=1, dtype=torch.bfloat16),
