@@ -74,22 +74,32 @@ def _keep_top(scaled: Tensor, top_k: Tensor, ps: Tensor, floor: Tensor) -> None:
     ks = torch.where(top_k > 0, top_k, width).clamp_(max=width)
     totals = group_sums(scaled).sum(-1)
     open_rows = torch.arange(len(scaled), device=scaled.device)
-    for size in (_HEAD, 8 * _HEAD, width):
+    cuts = torch.full_like(floor, MINUS_INF)
+    surplus = torch.zeros_like(top_k)  # of the tokens that tie with the last one kept, how many are too many
+    for size in (_HEAD, 4 * _HEAD, width):
         part = scaled[open_rows] if len(open_rows) < len(scaled) else scaled
         values = _largest(part, min(size, width))
         count, settled = _count_kept(values, ks[open_rows], ps[open_rows], floor[open_rows], totals[open_rows], width)
         cut = torch.where(settled, values.gather(1, count[:, None] - 1).squeeze(1), MINUS_INF)
-        part.masked_fill_(part < cut[:, None], MINUS_INF)
-        # Of the tokens that tie with the last one kept, those with the largest ids are too many.
-        ties = (values >= cut[:, None]).sum(-1) - count
-        for i in ((ties > 0) & settled & (cut > MINUS_INF)).nonzero().flatten().tolist():
-            tied = (part[i] == cut[i]).nonzero().flatten()
-            part[i, tied[len(tied) - int(ties[i]) :]] = MINUS_INF
-        if part is not scaled:
-            scaled[open_rows] = part
+        cuts[open_rows] = cut
+        surplus[open_rows] = torch.where(settled & (cut > MINUS_INF), (values >= cut[:, None]).sum(-1) - count, 0)
         open_rows = open_rows[~settled]
         if not len(open_rows):
-            return
+            break
+    _drop_below(scaled, cuts)
+    for i in surplus.nonzero().flatten().tolist():  # those with the largest ids go
+        tied = (scaled[i] == cuts[i]).nonzero().flatten()
+        scaled[i, tied[len(tied) - int(surplus[i]) :]] = MINUS_INF
+
+
+def _drop_below(scaled: Tensor, cuts: Tensor) -> None:
+    """-inf for everything below its row's cut, in place."""
+    if scaled.device.type != "cpu":
+        scaled.masked_fill_(scaled < cuts[:, None], MINUS_INF)
+        return
+    just_below = torch.nextafter(cuts, torch.full_like(cuts, MINUS_INF))
+    for row, limit in zip(scaled, just_below.tolist(), strict=True):  # one vectorised pass in place of two
+        torch.threshold_(row, limit, MINUS_INF)
 
 
 def _count_kept(
@@ -131,6 +141,17 @@ def largest_and_where(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, ids[:, None]).squeeze(1), ids
 
 
+def _sums_of_live_groups(scaled: Tensor) -> Tensor:
+    """`group_sums` with exact zeros, and without exponentials, where a filter has left nothing of a group."""
+    groups = scaled.view(len(scaled), -1, GROUP_SIZE)
+    live = groups.amax(-1) > MINUS_INF
+    if scaled.device.type != "cpu" or bool(live.all()):
+        return group_sums(scaled)
+    sums = torch.zeros(live.shape, dtype=scaled.dtype)
+    sums[live] = groups[live].clamp_(min=-700).exp_().sum(-1)
+    return sums
+
+
 def draw(
     scaled: Tensor, seeds: Tensor, positions: Tensor, group_noise: int = noise.GROUP, token_noise: int = noise.TOKEN
 ) -> Tensor:
@@ -142,7 +163,7 @@ def draw(
     it needs V / 256 + 256 hashes and logarithms a row in place of V.
     """
     rows = torch.arange(len(scaled), device=scaled.device)
-    sums = group_sums(scaled)
+    sums = _sums_of_live_groups(scaled)
     group_ids = torch.arange(sums.shape[1], device=scaled.device)
     sums.log_().add_(noise.gumbel(noise.row_keys(seeds, positions, group_noise), group_ids))
     group = sums.argmax(dim=-1)

@@ -255,9 +255,9 @@ def seed_and_position_merely_added(monkeypatch):
 
 
 def one_noise_for_group_and_token(monkeypatch):
-    whole = noise.gumbel
-    monkeypatch.setattr(noise, "GROUP", noise.TOKEN)
-    monkeypatch.setattr(noise, "gumbel", lambda keys, ids: whole(keys, ids % 256))
+    whole_keys, whole_noise = noise.row_keys, noise.gumbel
+    monkeypatch.setattr(noise, "row_keys", lambda seeds, positions, purpose: whole_keys(seeds, positions, 0))
+    monkeypatch.setattr(noise, "gumbel", lambda keys, ids: whole_noise(keys, ids % 256))
 
 
 def uniform_in_place_of_gumbel(monkeypatch):
