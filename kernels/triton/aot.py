@@ -2,10 +2,12 @@
 
 `python -m kernels.triton.aot [--arch 90] [--family paged_decode] [--json FILE]` prints registers, stack, shared
 memory and which instructions were used. Each family lists its launches in `aot_cases`; nothing is compiled that a
-launcher would not launch.
+launcher would not launch. With `--known FILE`, results of an earlier run are taken over for kernels that have not
+changed since: a key over source, types, constants, options, architecture and Triton's version tells.
 """
 
 import argparse
+import hashlib
 import importlib
 import json
 import os
@@ -44,7 +46,6 @@ FAMILIES: tuple[str, ...] = (
 """Modules of this package that launch kernels; each has `aot_cases() -> Iterable[(name, function)]`, where the function
 calls a launcher on meta tensors and may ask `arch.current` what it runs on."""
 
-
 _ASYNC_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?,\s*(0x\w+|\d+)\s*[,;]")
 
 
@@ -68,6 +69,8 @@ class Compiled:
     async_copy_bytes: int
     """Widest cp.async (16 where global loads are pipelined as they should be); 0 without any."""
     error: str | None = None
+    key: str = ""
+    """Digest of everything that decides the result."""
 
 
 def launches(family: str, arch: Arch) -> Iterator[tuple[str, Launch]]:
@@ -88,6 +91,7 @@ def compile_launch(family: str, case: str, one: Launch, arch: Arch) -> Compiled:
     """Compiles to a cubin with Triton's own ptxas and reads what it uses."""
     signature, constants, attributes = _signature(one)
     source = ASTSource(one.kernel, signature=signature, constexprs=constants, attrs=attributes)
+    key = digest(one, arch)
     blocks = " ".join(f"{k}={v}" for k, v in one.constants.items() if k.startswith("BLOCK"))
     head = (family, case, one.kernel.__name__, arch.cc, one.num_warps, one.num_stages, blocks)
     try:
@@ -96,11 +100,9 @@ def compile_launch(family: str, case: str, one: Launch, arch: Arch) -> Compiled:
         registers, stack = _resources(built.asm["cubin"])
     except Exception as error:  # a compiler can fail in any way; the report names the kernel and goes on
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return Compiled(*head, 0, 0, 0, arch.shared_limit, False, False, 0, reason)
+        return Compiled(*head, 0, 0, 0, arch.shared_limit, False, False, 0, reason, key)
     ptx = built.asm["ptx"]
-    widths = [
-        int(width, 0) for width in re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*?,\s*(0x\w+|\d+)\s*[,;]", ptx)
-    ]
+    widths = [int(width, 0) for width in _ASYNC_COPY.findall(ptx)]
     return Compiled(
         *head,
         registers=registers,
@@ -110,7 +112,14 @@ def compile_launch(family: str, case: str, one: Launch, arch: Arch) -> Compiled:
         wgmma="wgmma" in ptx,
         tensor_cores="mma" in ptx,
         async_copy_bytes=max(widths, default=0),
+        key=key,
     )
+
+
+def digest(one: Launch, arch: Arch) -> str:
+    """What tells whether a kernel would compile to the same again; helpers that it calls are part of its source."""
+    parts = (one.kernel.cache_key, _signature(one), one.num_warps, one.num_stages, arch.cc, triton.__version__)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
 def _signature(one: Launch) -> tuple[dict[str, str], dict[tuple[int, ...], Any], dict[tuple[int, ...], Any]]:
@@ -154,20 +163,44 @@ def _resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _compile_family(family: str, cc: int) -> list[Compiled]:
+def _compile_family(family: str, cc: int, known: dict[str, Compiled], first_only: bool) -> list[Compiled]:
     torch.set_num_threads(1)
-    arch = next(known for known in KNOWN if known.cc == cc)
-    return [compile_launch(family, case, one, arch) for case, one in launches(family, arch)]
+    arch = next(one for one in KNOWN if one.cc == cc)
+    results, seen = [], set()
+    for case, one in launches(family, arch):
+        if not (first_only and one.kernel.__name__ in seen):
+            seen.add(one.kernel.__name__)
+            results.append(known.get(digest(one, arch)) or compile_launch(family, case, one, arch))
+    return results
 
 
-def compile_all(families: tuple[str, ...] = FAMILIES, archs: tuple[int, ...] | None = None) -> list[Compiled]:
-    """Everything, on all cores. Must not run under the interpreter, which has replaced the kernels."""
+def compile_all(
+    families: tuple[str, ...] = FAMILIES,
+    archs: tuple[int, ...] | None = None,
+    known: dict[str, Compiled] | None = None,
+    first_only: bool = False,
+) -> list[Compiled]:
+    """Everything, or only the first case of each kernel, on all cores; `known` results are taken over by their key.
+
+    Must not run under the interpreter, which has replaced the kernels.
+    """
     if INTERPRETED:
         raise ValueError("TRITON_INTERPRET=1 is set: compile in a process without it.")
     jobs = [(family, arch.cc) for family in families for arch in KNOWN if archs is None or arch.cc in archs]
     with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
-        futures = [pool.submit(_compile_family, *job) for job in jobs]
+        futures = [pool.submit(_compile_family, *job, known or {}, first_only) for job in jobs]
         return [compiled for future in futures for compiled in future.result()]
+
+
+def read(file: Path) -> dict[str, Compiled]:
+    """Results of an earlier run by their key."""
+    return {entry["key"]: Compiled(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))}
+
+
+def write(file: Path, results: list[Compiled]) -> None:
+    """One result a line, in an order of their own, so that a change shows as a change."""
+    lines = sorted(json.dumps(asdict(r)) for r in results)
+    file.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
 
 
 def table(results: list[Compiled]) -> str:
@@ -188,12 +221,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compile the Triton kernels without a GPU.")
     parser.add_argument("--family", action="append", choices=FAMILIES, help="only this family (repeatable)")
     parser.add_argument("--arch", action="append", type=int, choices=[a.cc for a in KNOWN], help="only this one")
+    parser.add_argument("--first", action="store_true", help="only the first case of each kernel")
+    parser.add_argument("--known", type=Path, help="take over what this file of an earlier run has")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
-    results = compile_all(tuple(options.family or FAMILIES), tuple(options.arch) if options.arch else None)
+    archs = tuple(options.arch) if options.arch else None
+    known = read(options.known) if options.known and options.known.is_file() else None
+    results = compile_all(tuple(options.family or FAMILIES), archs, known, options.first)
     sys.stdout.write(table(results) + "\n")
     if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+        write(options.json, results)
     return int(any(r.error for r in results))
 
 
