@@ -72,7 +72,10 @@ def _keep_top(scaled: Tensor, top_k: Tensor, ps: Tensor, floor: Tensor) -> None:
     """min_p (as a floor), top_k and top_p in place. Looks at the largest values, and at more where they did not do."""
     width = scaled.shape[1]
     ks = torch.where(top_k > 0, top_k, width).clamp_(max=width)
-    totals = group_sums(scaled).sum(-1)
+    totals = torch.zeros_like(floor)
+    whole = ((ps < 1) & (ks == width) & (floor == MINUS_INF)).nonzero().flatten()  # where top_p is of everything
+    if len(whole):
+        totals[whole] = group_sums(scaled if len(whole) == len(scaled) else scaled[whole]).sum(-1)
     open_rows = torch.arange(len(scaled), device=scaled.device)
     cuts = torch.full_like(floor, MINUS_INF)
     surplus = torch.zeros_like(top_k)  # of the tokens that tie with the last one kept, how many are too many
@@ -141,29 +144,42 @@ def largest_and_where(logits: Tensor) -> tuple[Tensor, Tensor]:
     return logits.gather(1, ids[:, None]).squeeze(1), ids
 
 
-def _sums_of_live_groups(scaled: Tensor) -> Tensor:
-    """`group_sums` with exact zeros, and without exponentials, where a filter has left nothing of a group."""
-    groups = scaled.view(len(scaled), -1, GROUP_SIZE)
-    live = groups.amax(-1) > MINUS_INF
-    if scaled.device.type != "cpu" or bool(live.all()):
+def _sums_of_few(scaled: Tensor) -> Tensor:
+    """`group_sums` that skips what a filter has dropped, for rows that kept less than an eighth of their tokens."""
+    if scaled.device.type != "cpu":
         return group_sums(scaled)
-    sums = torch.zeros(live.shape, dtype=scaled.dtype)
-    sums[live] = groups[live].clamp_(min=-700).exp_().sum(-1)
-    return sums
+    width = scaled.shape[1]
+    sums = np.empty((len(scaled), width // GROUP_SIZE))
+    many = []
+    for i, row in enumerate(scaled.numpy()):
+        kept = np.flatnonzero(row > MINUS_INF)
+        if len(kept) > width // 8:
+            many.append(i)
+        else:
+            sums[i] = np.bincount(kept // GROUP_SIZE, weights=np.exp(row[kept]), minlength=sums.shape[1])
+    result = torch.from_numpy(sums)
+    if many:
+        result[many] = group_sums(scaled[many])
+    return result
 
 
 def draw(
-    scaled: Tensor, seeds: Tensor, positions: Tensor, group_noise: int = noise.GROUP, token_noise: int = noise.TOKEN
+    scaled: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    group_noise: int = noise.GROUP,
+    token_noise: int = noise.TOKEN,
+    filtered: bool = False,
 ) -> Tensor:
     """Token ids [R] drawn with probability proportional to exp of the scaled logits [R, padded V] (float64).
 
     Gumbel-max: the argmax of logit + Gumbel noise has the softmax distribution. It is done in two steps, first the
     group of 256 neighbouring ids by the sum of its weights, then the token in that group. That is exact, because the
     maximum of shifted Gumbels is a Gumbel shifted by their logsumexp and does not depend on which of them it was; and
-    it needs V / 256 + 256 hashes and logarithms a row in place of V.
+    it needs V / 256 + 256 hashes and logarithms a row in place of V. `filtered` rows may have few tokens left.
     """
     rows = torch.arange(len(scaled), device=scaled.device)
-    sums = _sums_of_live_groups(scaled)
+    sums = _sums_of_few(scaled) if filtered else group_sums(scaled)
     group_ids = torch.arange(sums.shape[1], device=scaled.device)
     sums.log_().add_(noise.gumbel(noise.row_keys(seeds, positions, group_noise), group_ids))
     group = sums.argmax(dim=-1)

@@ -70,7 +70,8 @@ def sample(logits: Tensor, parameters: RowParameters, *, backend: str = "auto") 
     largest, best = cpu_sampling.largest_and_where(logits)
     tokens = torch.where(largest.isfinite(), best, -1)
     for rows, scaled in _drawn_rows(logits, largest, parameters):
-        tokens[rows] = cpu_sampling.draw(scaled, parameters.seeds[rows], parameters.positions[rows])
+        seeds, positions = parameters.seeds[rows], parameters.positions[rows]
+        tokens[rows] = cpu_sampling.draw(scaled, seeds, positions, filtered=parameters.some_cut)
     return tokens, largest
 
 
