@@ -53,6 +53,7 @@ CASES = (
     Case("window of one", 40, 40, heads=1, options={"window": 1}),
     Case("window inside a tile", 40, 70, heads=1, options={"window": 5}),
     Case("window over tiles", 70, 130, heads=1, options={"window": 64}),
+    Case("window that ends on the first row of a tile", 66, 66, heads=1, options={"window": 34}),
     Case("window, not causal", 40, 100, heads=1, options={"window": 33, "causal": False}),
     Case("soft cap", 40, 70, heads=1, options={"softcap": 1.5, "scale": 0.5}),
     Case("sinks", 40, 70, sinks=True, dtype=torch.bfloat16),
