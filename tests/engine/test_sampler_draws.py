@@ -3,6 +3,7 @@
 import math
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -223,6 +224,16 @@ def test_filtered_tokens_are_never_drawn_even_when_most_groups_are_empty():
     logits = torch.zeros(4_000)
     counts = draw_many(logits, SamplingParams(allowed_token_ids=[3, 2_000, 3_999]), draws=4_000)
     assert set(counts) == {3, 2_000, 3_999}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled for the GPU here, not interpreted")
+def test_triton_draws_the_same_tokens(monkeypatch):
+    rng = random.Random(4)
+    rows = [random_row(rng, 300) for _ in range(8)]
+    logits = torch.stack([random_logits(300, seed) for seed in range(8)])
+    with_torch = Sampler(300).sample(logits, rows)
+    monkeypatch.setattr(sampler, "sample", partial(kernel_sampling.sample, backend="triton"))
+    assert Sampler(300).sample(logits, rows) == with_torch
 
 
 @pytest.mark.gpu
