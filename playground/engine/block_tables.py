@@ -187,11 +187,15 @@ class BlockTables:
             request.block_table[index] = NULL_BLOCK
             self.pool.release([block_id])
 
-    def register(self, request: Request) -> None:
-        """Put the request's full and computed blocks into the prefix cache. Call after the step that computed them."""
+    def register(self, request: Request, num_tokens: int) -> None:
+        """Put the full blocks among the request's first `num_tokens` tokens into the prefix cache.
+
+        Call after the step that computed them has ended: a later step may be launched already, but what it writes, and
+        from which tokens, is not known yet.
+        """
         if not self.prefix_caching:
             return
-        for index in range(request.num_registered_blocks, request.num_computed_tokens // self.block_size):
+        for index in range(request.num_registered_blocks, num_tokens // self.block_size):
             block_id = request.block_table[index]
             if block_id != NULL_BLOCK and self.pool.key(block_id) is None:
                 self.pool.register(block_id, self._key(request, index))

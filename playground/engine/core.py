@@ -1,16 +1,19 @@
-"""One engine step after the other, on one thread: schedule, execute, account, tell.
+"""One engine step after the other, on one thread: schedule, launch, collect, account, tell.
 
-Knows requests and their trackers; knows nothing of threads, tokenization or configuration files.
+With overlap the next step is scheduled and launched before the tokens of the last one are read. Knows requests and
+their trackers; knows nothing of threads, tokenization or configuration files.
 """
 
 import logging
 import threading
 import time
 from collections import deque
+from dataclasses import dataclass
 
 from playground.engine.events import Event, EventStream, RequestEvent, RequestState, ScheduledSlice, StepEvent
-from playground.engine.executor import Executor, StepResult
+from playground.engine.executor import Executor, InFlightStep, StepResult
 from playground.engine.outputs import EngineStats, FinishReason
+from playground.engine.request import RequestStatus
 from playground.engine.scheduler import Scheduler, SchedulerOutput
 from playground.engine.tracker import SampleTracker
 
@@ -21,14 +24,38 @@ MAX_EMPTY_STEPS = 3
 """Steps in a row that run nothing although requests wait, after which the first of them is failed."""
 
 
+@dataclass(frozen=True, slots=True)
+class _LaunchedStep:
+    output: SchedulerOutput
+    work: InFlightStep
+    started_ns: int
+    schedule_ns: int
+
+
 class EngineCore:
     """The step loop's body and the state it works on."""
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, events: EventStream, base_stats: EngineStats) -> None:
-        """`base_stats` carries the constants (block size and count, memory) that every snapshot repeats."""
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        events: EventStream,
+        base_stats: EngineStats,
+        *,
+        overlap: bool = False,
+    ) -> None:
+        """`base_stats` carries the constants (block size and count, memory) that every snapshot repeats.
+
+        `overlap` leaves one step in flight while the next is scheduled: worth it where a launch returns before the
+        work is done. Outputs are the same either way.
+        """
         self.scheduler = scheduler
         self.executor = executor
         self.events = events
+        self.overlap = overlap
+        self._in_flight: deque[_LaunchedStep] = deque()  # oldest first; two only between a launch and the read after it
+        self._suspects: set[int] = set()  # requests of a step that could not be read: nothing overlaps until they move
+        self._last_ended_ns = 0
         self._base_stats = base_stats
         self._samples: dict[int, SampleTracker] = {}
         self._pending: list[Event] = []
@@ -40,7 +67,7 @@ class EngineCore:
 
     @property
     def has_work(self) -> bool:
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._in_flight)
 
     def add(self, sample: SampleTracker) -> None:
         self._samples[sample.request.request_id] = sample
@@ -50,6 +77,8 @@ class EngineCore:
 
     def abort(self, request_id: int) -> None:
         """End a request now, whatever it is doing; unknown and ended ids are ignored."""
+        if request_id in self._samples:
+            self._collect_all()  # its blocks go to others only once it is known what is in them; it may end by itself
         sample = self._samples.get(request_id)
         if sample is not None:
             self._end(sample, "abort")
@@ -57,7 +86,8 @@ class EngineCore:
             self._flush_events()
 
     def fail_all(self, error: str) -> None:
-        """End every request with an error; the engine itself goes on."""
+        """End every request with an error, steps in flight unread; the engine itself goes on."""
+        self._in_flight.clear()
         for sample in list(self._samples.values()):
             self._end(sample, "error", error)
         self._publish_stats()
@@ -66,38 +96,84 @@ class EngineCore:
     # One step
 
     def step(self) -> None:
-        """Run one engine step for whatever is there to run."""
+        """Run one engine step for whatever is there to run.
+
+        With overlap, the step before this one is read only once this one is launched, so that the device always has
+        work while the host schedules and accounts.
+        """
+        if self._in_flight and self._needs_ids():
+            self._collect_oldest()
         started = time.perf_counter_ns()
         tables = self.scheduler.tables
         if tables is not None:
             tables.recording = self.events.active
-        output = self.scheduler.schedule()
+        output = self.scheduler.schedule(may_preempt=not self._in_flight)
         scheduled_at = time.perf_counter_ns()
         self._note_admissions(output, scheduled_at)
         if not output.scheduled:
-            self._check_progress(output)
+            if self._in_flight:
+                self._collect_oldest()
+            else:
+                self._check_progress(output)
             return
         self._num_empty_steps = 0
-        result = self.executor.execute(output)
-        executed_at = time.perf_counter_ns()
-        emitted = self._account(output, result, executed_at)
+        before = self._in_flight[-1].work if self._in_flight else None
+        work = self.executor.launch(output, before)
+        self.scheduler.advance(output)
+        self._in_flight.append(_LaunchedStep(output, work, started, scheduled_at - started))
+        stays = self.overlap and not (self._suspects or work.errors or output.out_of_blocks)
+        while len(self._in_flight) > (1 if stays else 0):
+            self._collect_oldest()
+
+    def _needs_ids(self) -> bool:
+        """Whether a request with a token on its way must know it before its next draw."""
+        return any(r.num_pending_tokens and r.draw_needs_ids for r in self.scheduler.running)
+
+    def _collect_oldest(self) -> None:
+        """Wait for the oldest step in flight and account for it."""
+        step = self._in_flight.popleft()
+        try:
+            result = self.executor.collect(step.work, may_rerun=not self._in_flight)
+        except Exception:
+            logger.exception("a step could not be read; everything after it runs again, one step at a time")
+            self._rewind(step)
+            return
+        collected = time.perf_counter_ns()
+        emitted = self._account(step.output, result, collected)
         self._num_steps += 1
         ended = time.perf_counter_ns()
-        post_ns = (
-            (ended - started) - (scheduled_at - started) - result.prepare_ns - result.forward_ns - result.sample_ns
-        )
-        num_prompt = self._count_prompt_tokens(output)
+        num_prompt = self._count_prompt_tokens(step.output)
         self._publish_stats()
-        self._record_rate(ended, ended - started, num_prompt, len(emitted))
+        self._record_rate(ended, ended - max(step.started_ns, self._last_ended_ns), num_prompt, len(emitted))
+        self._last_ended_ns = ended
         if self.events.active:
             slices = tuple(
                 ScheduledSlice(s.request.request_id, s.start, s.num_tokens, int(s.request.request_id in emitted))
-                for s in output.scheduled
+                for s in step.output.scheduled
             )
-            step = self._step_event(
-                started, scheduled_at - started, result, max(0, post_ns), output, slices, num_prompt
-            )
-            self._pending.append(step)
+            self._pending.append(self._step_event(step, result, ended - collected, slices, num_prompt))
+        self._flush_events()
+
+    def _collect_all(self) -> None:
+        while self._in_flight:
+            self._collect_oldest()
+
+    def _rewind(self, failed: "_LaunchedStep") -> None:
+        """Put the requests of an unreadable step, and of the one launched after it, back to where they compute anew.
+
+        They run one step at a time until each has got a token or failed: then the guilty one fails alone.
+        """
+        outputs = [failed.output, *(step.output for step in self._in_flight)]
+        self._in_flight.clear()
+        rewound, freed = self.scheduler.rewind(outputs)
+        if self.executor.kv_cache is not None:
+            self.executor.kv_cache.zero_blocks(freed)
+        self._suspects |= {request.request_id for request in rewound}
+        now_ns = time.perf_counter_ns()
+        for request in rewound:
+            if request.status is RequestStatus.PREEMPTED:
+                self._tell(self._samples[request.request_id], "preempted", now_ns, "a step could not be read")
+        self._publish_stats()
         self._flush_events()
 
     def _note_admissions(self, output: SchedulerOutput, now_ns: int) -> None:
@@ -122,10 +198,15 @@ class EngineCore:
         )
 
     def _account(self, output: SchedulerOutput, result: StepResult, now_ns: int) -> set[int]:
-        """Record the step's outcome; returns the ids of the requests that got a token."""
+        """Record the step's outcome; returns the ids of the requests that got a token.
+
+        A request may have ended while the step was in flight: whatever the step has for it is dropped.
+        """
         new_tokens: dict[int, list[int]] = {}
-        errors = dict(result.errors)
+        errors = {request_id: error for request_id, error in result.errors.items() if request_id in self._samples}
         for request_id, token in result.sampled.items():
+            if request_id not in self._samples:
+                continue
             if token.error is not None:
                 errors[request_id] = token.error
             else:
@@ -143,6 +224,7 @@ class EngineCore:
         return set(new_tokens)
 
     def _deliver(self, sample: SampleTracker, result: StepResult, now_ns: int) -> None:
+        self._suspects.discard(sample.request.request_id)
         is_first = sample.first_token_ns is None
         try:
             reason = sample.add_token(result.sampled[sample.request.request_id], now_ns)
@@ -162,11 +244,14 @@ class EngineCore:
         self._leave(sample, reason)
 
     def _leave(self, sample: SampleTracker, reason: FinishReason) -> None:
+        overran = sample.request.num_pending_tokens > 0
         freed = self.scheduler.finish(sample.request, reason)
-        if reason == "error" and freed and self.executor.kv_cache is not None:
-            # NaN in a stale slot would survive masking (0 * NaN), so what a failed request wrote is wiped.
-            self.executor.kv_cache.zero_blocks(freed)
+        if self.executor.kv_cache is not None:
+            # NaN in a stale slot would survive masking (0 * NaN), so what a failed request wrote is wiped. So is the
+            # last block of one that had its next step launched already: nobody will look at that step's logits.
+            self.executor.kv_cache.zero_blocks(freed if reason == "error" else freed[:overran])
         del self._samples[sample.request.request_id]
+        self._suspects.discard(sample.request.request_id)
         now_ns = time.perf_counter_ns()
         self._tell(sample, "finished", now_ns, reason)
         self._publish_stats()
@@ -202,19 +287,17 @@ class EngineCore:
 
     def _step_event(
         self,
-        started: int,
-        schedule_ns: int,
+        step: _LaunchedStep,
         result: StepResult,
         post_ns: int,
-        output: SchedulerOutput,
         slices: tuple[ScheduledSlice, ...],
         num_prompt: int,
     ) -> StepEvent:
-        stats = self._stats
+        stats, output = self._stats, step.output
         return StepEvent(
             step=self._num_steps,
-            time_ns=started,
-            schedule_ns=schedule_ns,
+            time_ns=step.started_ns,
+            schedule_ns=step.schedule_ns,
             prepare_ns=result.prepare_ns,
             forward_ns=result.forward_ns,
             sample_ns=result.sample_ns,

@@ -131,7 +131,8 @@ class Engine:
             memory_weights_bytes=loaded.weights_bytes,
             memory_kv_bytes=kv_cache.nbytes if kv_cache is not None else 0,
         )
-        return EngineCore(self._scheduler, executor, self.events, base_stats)
+        # On the CPU a launch is the work itself, so that there is nothing to overlap with.
+        return EngineCore(self._scheduler, executor, self.events, base_stats, overlap=device.type == "cuda")
 
     def _stepper(self, model: Decoder, kv_cache: KVCache | None) -> Decoder | DecodeGraphs:
         """What runs the steps: the model itself, or recordings of its decode steps."""

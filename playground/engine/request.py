@@ -35,7 +35,10 @@ class Request:
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(default_factory=list)
     spec_token_ids: list[int] = field(default_factory=list)
+    num_pending_tokens: int = 0
+    """Tokens after `token_ids` that launched steps draw but nobody has read yet: they are known to the device only."""
     num_computed_tokens: int = 0
+    """Tokens whose KV is in the cache, or will be once the steps launched so far have run."""
     num_cached_tokens: int = 0
     """Prompt tokens whose KV was found at first admission rather than computed."""
     num_preemptions: int = 0
@@ -68,12 +71,23 @@ class Request:
 
     @property
     def num_tokens_with_spec(self) -> int:
-        return len(self.token_ids) + len(self.spec_token_ids)
+        return len(self.token_ids) + self.num_pending_tokens + len(self.spec_token_ids)
 
     @property
     def num_uncomputed_tokens(self) -> int:
         """Tokens whose KV is not in the cache yet: the whole of what scheduling is about."""
         return self.num_tokens_with_spec - self.num_computed_tokens
+
+    @property
+    def awaits_last_token(self) -> bool:
+        """Whether the last token that the request may have is drawn already: there is nothing left to run."""
+        return self.num_tokens + self.num_pending_tokens >= self.max_total_tokens
+
+    @property
+    def draw_needs_ids(self) -> bool:
+        """Whether a draw depends on which tokens came before it, so that none of them may still be pending."""
+        p = self.params
+        return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
 
     @property
     def finished(self) -> bool:

@@ -6,7 +6,7 @@ tokens and requests, and leaves blocks to `BlockTables`.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from playground.engine.block_tables import BlockTables, cdiv, num_held
@@ -32,11 +32,12 @@ class ScheduledRequest:
     request: Request
     start: int
     num_tokens: int
+    produces_token: bool
+    """Whether the slice ends with the last token there is, so that its logits give the next."""
 
     @property
-    def produces_token(self) -> bool:
-        """Whether the last token of the slice is the last one known, so that its logits give the next."""
-        return self.start + self.num_tokens == self.request.num_tokens_with_spec
+    def end(self) -> int:
+        return self.start + self.num_tokens
 
 
 @dataclass(slots=True)
@@ -46,6 +47,8 @@ class SchedulerOutput:
     """Blocks (source, destination) to copy before the step writes anything."""
     admitted: list[Request] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
+    out_of_blocks: bool = False
+    """Somebody should have been preempted but might not: see `Scheduler.schedule`."""
 
     @property
     def num_tokens(self) -> int:
@@ -89,49 +92,58 @@ class Scheduler:
 
     # One step
 
-    def schedule(self) -> SchedulerOutput:
-        """Running requests first, in order; then waiting ones, unless somebody had to be preempted."""
+    def schedule(self, *, may_preempt: bool = True) -> SchedulerOutput:
+        """Running requests first, in order; then waiting ones, unless somebody had to be preempted.
+
+        With a step still in flight, call it with `may_preempt=False`: the blocks of a request may go to another only
+        once it is known what was written into them. The step then ends where the blocks do.
+        """
         output = SchedulerOutput()
         batch_is_open = not self.config.static_batching or not self.running
         if self.tables is not None:
             self.tables.pool.expire()
-        budget = self._schedule_running(output, self.config.max_num_batched_tokens)
-        if not output.preempted and batch_is_open:
+        budget = self._schedule_running(output, self.config.max_num_batched_tokens, may_preempt)
+        if not output.preempted and not output.out_of_blocks and batch_is_open:
             self._admit_waiting(output, budget)
         return output
 
-    def _schedule_running(self, output: SchedulerOutput, budget: int) -> int:
+    def _schedule_running(self, output: SchedulerOutput, budget: int, may_preempt: bool) -> int:
         index = 0
         while index < len(self.running) and budget > 0:
             request = self.running[index]
-            num_tokens = self._share_of(request.num_uncomputed_tokens, budget)
-            if num_tokens == 0:  # whole-prompt prefill that does not fit into what is left of this step
+            num_tokens = 0 if request.awaits_last_token else self._share_of(request.num_uncomputed_tokens, budget)
+            if num_tokens == 0:  # or whole-prompt prefill that does not fit into what is left of this step
                 index += 1
                 continue
-            copies = self._grow_or_preempt(request, num_tokens, output)
+            copies = self._grow_or_preempt(request, num_tokens, output, may_preempt)
             if copies is None:
-                break  # the request itself was the last one left to preempt
+                break  # nobody may be preempted, or the request itself was the last one left to preempt
             output.copies.extend(copies)
-            output.scheduled.append(ScheduledRequest(request, request.num_computed_tokens, num_tokens))
+            output.scheduled.append(_slice(request, num_tokens))
             budget -= num_tokens
             index += 1
         return budget
 
     def _grow_or_preempt(
-        self, request: Request, num_tokens: int, output: SchedulerOutput
+        self, request: Request, num_tokens: int, output: SchedulerOutput, may_preempt: bool
     ) -> list[tuple[int, int]] | None:
         if self.tables is None:
             return []
         while (copies := self.tables.grow(request, num_tokens)) is None:
+            if not may_preempt:
+                output.out_of_blocks = True
+                return None
             victim = self.running.pop()  # the last admitted; everything before `request` is scheduled already
-            self._preempt(victim, output)
+            self._preempt(victim)
+            output.preempted.append(victim)
             if victim is request:
                 return None
         return copies
 
-    def _preempt(self, victim: Request, output: SchedulerOutput) -> None:
-        assert self.tables is not None
-        self.tables.free(victim)
+    def _preempt(self, victim: Request) -> list[int]:
+        """Send a request, no longer among the running, back to the queue; returns blocks nobody holds any more."""
+        assert self.tables is not None and victim.num_pending_tokens == 0
+        freed = self.tables.free(victim)
         victim.status = RequestStatus.PREEMPTED
         victim.num_preemptions += 1
         victim.spec_token_ids = []
@@ -139,7 +151,7 @@ class Scheduler:
         self.num_preemptions += 1
         self._release_forks(victim)
         self.waiting.appendleft(victim)
-        output.preempted.append(victim)
+        return freed
 
     def _admit_waiting(self, output: SchedulerOutput, budget: int) -> None:
         while self.waiting and len(self.running) < self.config.max_num_seqs:
@@ -156,7 +168,7 @@ class Scheduler:
             num_tokens = self._share_of(request.num_uncomputed_tokens, budget)
             if num_tokens:
                 output.copies.extend(copies)
-                output.scheduled.append(ScheduledRequest(request, request.num_computed_tokens, num_tokens))
+                output.scheduled.append(_slice(request, num_tokens))
                 budget -= num_tokens
 
     def _admit(self, request: Request, budget: int) -> list[tuple[int, int]] | None:
@@ -209,19 +221,43 @@ class Scheduler:
             return 0
         return min(num_uncomputed, budget)
 
+    def advance(self, output: SchedulerOutput) -> None:
+        """Note that a step is on its way to the device: from here on its KV counts as computed, its tokens as drawn."""
+        for one in output.scheduled:
+            if self.tables is not None:
+                one.request.num_computed_tokens = one.end
+            one.request.num_pending_tokens += one.produces_token
+
     def update(self, output: SchedulerOutput, new_tokens: Mapping[int, Sequence[int]]) -> None:
-        """Account for a step that ran: progress, new tokens by request id, blocks that are now full."""
-        for scheduled in output.scheduled:
-            request = scheduled.request
+        """Account for the oldest step on its way, now that it has run: new tokens by request id, blocks now full.
+
+        What it did for a request that has ended in the meantime is of no use to anybody.
+        """
+        for one in output.scheduled:
+            request = one.request
             if request.status is not RequestStatus.RUNNING:
                 continue
-            if self.tables is not None:
-                request.num_computed_tokens = scheduled.start + scheduled.num_tokens
+            request.num_pending_tokens -= one.produces_token
             request.token_ids.extend(new_tokens.get(request.request_id, ()))
             if self.tables is not None:
-                self.tables.register(request)
-                if request.num_computed_tokens >= request.num_prompt_tokens:
+                self.tables.register(request, one.end)
+                if one.end >= request.num_prompt_tokens:
                     self._release_forks(request)
+
+    def rewind(self, outputs: Iterable[SchedulerOutput]) -> tuple[list[Request], list[int]]:
+        """Forget steps on their way whose outcome will never be known: whoever runs in one computes it all again.
+
+        Returns the requests, and the blocks that they held alone and that may now hold anything.
+        """
+        lost = {one.request.request_id for output in outputs for one in output.scheduled}
+        rewound = [request for request in self.running if request.request_id in lost]
+        freed: list[int] = []
+        for request in reversed(rewound):  # so that they wait in the order in which they ran
+            request.num_pending_tokens = 0
+            if self.tables is not None:
+                self.running.remove(request)
+                freed += [b for b in self._preempt(request) if self.tables.pool.key(b) is None]
+        return rewound, freed
 
     # Leaving
 
@@ -234,6 +270,7 @@ class Scheduler:
         elif not self._remove_held_fork(request):
             self.waiting.remove(request)
         freed = self.tables.free(request, keep_cached=reason != "error") if self.tables is not None else []
+        request.num_pending_tokens = 0
         request.status = RequestStatus.FINISHED
         request.finish_reason = reason
         self._release_forks(request)
@@ -253,3 +290,8 @@ class Scheduler:
         if not forks:
             del self._held_forks[request.fork_of.request_id]
         return True
+
+
+def _slice(request: Request, num_tokens: int) -> ScheduledRequest:
+    start = request.num_computed_tokens
+    return ScheduledRequest(request, start, num_tokens, start + num_tokens == request.num_tokens_with_spec)

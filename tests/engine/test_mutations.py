@@ -3,6 +3,7 @@
 A suite that stays green with a broken hash or a block edge off by one would prove nothing; this keeps it honest.
 """
 
+import dataclasses
 import random
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from playground.engine import block_tables, scheduler
 from playground.engine.block_pool import BlockKey, BlockPool
 from playground.engine.block_tables import BlockTables
-from playground.engine.request import RequestStatus
+from playground.engine.request import Request, RequestStatus
 from playground.engine.scheduler import Scheduler, SchedulerConfig
 from tests.engine.simulation import VOCABULARY, Arrival, Simulation
 
@@ -24,6 +25,7 @@ def random_arrivals(rng: random.Random) -> list[Arrival]:
             num_output=rng.randint(1, 10),
             abort_after=rng.choice([None, None, rng.randint(0, 10)]),
             n=rng.choice([1, 1, 2, 3]),
+            stop_after=rng.choice([None, None, rng.randint(1, 6)]),
         )
         for _ in range(rng.randint(2, 8))
     ]
@@ -39,6 +41,7 @@ def run_suite(num_rounds: int = 150) -> None:
             num_blocks=rng.randint(6, 24),
             block_size=rng.choice([1, 2, 3]),
             window=rng.choice([None, None, 3, 5]),
+            overlap=seed % 2 == 1,
         )
         simulation.run(random_arrivals(rng), max_steps=1500)
 
@@ -74,8 +77,8 @@ def one_block_too_few_at_the_edge(monkeypatch):
 
 
 def last_block_counted_as_full_too_early(monkeypatch):
-    def register(self, request):
-        for index in range(request.num_registered_blocks, (request.num_computed_tokens + 1) // self.block_size):
+    def register(self, request, num_tokens):
+        for index in range(request.num_registered_blocks, (num_tokens + 1) // self.block_size):
             if (index + 1) * self.block_size <= request.num_tokens and index < len(request.block_table):
                 block_id = request.block_table[index]
                 if block_id and self.pool.key(block_id) is None:
@@ -119,8 +122,8 @@ def no_copy_on_write(monkeypatch):
 def copy_forgotten_by_the_executor(monkeypatch):
     whole = Scheduler.schedule
 
-    def schedule(self):
-        output = whole(self)
+    def schedule(self, **options):
+        output = whole(self, **options)
         output.copies.clear()
         return output
 
@@ -182,8 +185,8 @@ def admission_of_the_first_chunk_only(monkeypatch):
 def admission_in_a_step_that_preempts(monkeypatch):
     whole = Scheduler.schedule
 
-    def schedule(self):
-        output = whole(self)
+    def schedule(self, **options):
+        output = whole(self, **options)
         if output.preempted:
             self._admit_waiting(output, self.config.max_num_batched_tokens - output.num_tokens)
         return output
@@ -197,7 +200,58 @@ def budget_overrun_by_one(monkeypatch):
 
 
 def token_of_an_unfinished_chunk_is_kept(monkeypatch):
-    monkeypatch.setattr(scheduler.ScheduledRequest, "produces_token", property(lambda self: True))
+    whole = scheduler._slice
+    monkeypatch.setattr(
+        scheduler, "_slice", lambda request, n: dataclasses.replace(whole(request, n), produces_token=True)
+    )
+
+
+def block_with_a_pending_token_is_hashed(monkeypatch):
+    whole = Scheduler.advance
+
+    def advance(self, output):
+        whole(self, output)
+        for one in output.scheduled:
+            self.tables.register(one.request, one.end)
+
+    monkeypatch.setattr(Scheduler, "advance", advance)
+
+
+def block_is_hashed_before_its_step_was_read(monkeypatch):
+    whole = BlockTables.register
+    monkeypatch.setattr(BlockTables, "register", lambda self, r, num_tokens: whole(self, r, r.num_computed_tokens))
+
+
+def surplus_result_of_a_finished_request_is_accounted(monkeypatch):
+    whole = Scheduler.update
+
+    def update(self, output, new_tokens):
+        for one in output.scheduled:
+            if one.request.finished:
+                one.request.token_ids.extend(new_tokens.get(one.request.request_id, ()))
+        whole(self, output, new_tokens)
+
+    monkeypatch.setattr(Scheduler, "update", update)
+
+
+def decode_of_the_last_token_is_scheduled(monkeypatch):
+    monkeypatch.setattr(Request, "awaits_last_token", property(lambda self: False))
+
+
+def preemption_while_a_step_is_in_flight(monkeypatch):
+    whole = Scheduler.schedule
+    monkeypatch.setattr(Scheduler, "schedule", lambda self, *, may_preempt: whole(self))
+
+
+def progress_is_only_noted_when_a_step_is_read(monkeypatch):
+    advance, update = Scheduler.advance, Scheduler.update
+
+    def late(self, output, new_tokens):
+        advance(self, output)
+        update(self, output, new_tokens)
+
+    monkeypatch.setattr(Scheduler, "advance", lambda self, output: None)
+    monkeypatch.setattr(Scheduler, "update", late)
 
 
 FAULTS = [
@@ -218,6 +272,12 @@ FAULTS = [
     admission_in_a_step_that_preempts,
     budget_overrun_by_one,
     token_of_an_unfinished_chunk_is_kept,
+    block_with_a_pending_token_is_hashed,
+    block_is_hashed_before_its_step_was_read,
+    surplus_result_of_a_finished_request_is_accounted,
+    decode_of_the_last_token_is_scheduled,
+    preemption_while_a_step_is_in_flight,
+    progress_is_only_noted_when_a_step_is_read,
 ]
 
 

@@ -21,6 +21,7 @@ def arrival_lists(draw: st.DrawFn) -> list[Arrival]:
             abort_after=draw(st.none() | st.integers(0, 12)),
             salt=draw(st.sampled_from([None, None, "a"])),
             n=draw(st.sampled_from([1, 1, 1, 2, 3])),
+            stop_after=draw(st.none() | st.integers(1, 6)),
         )
         for _ in range(draw(st.integers(1, 8)))
     ]
@@ -32,6 +33,7 @@ pools = st.fixed_dictionaries(
         "block_size": st.sampled_from([1, 2, 3, 4]),
         "prefix_caching": st.booleans(),
         "window": st.none() | st.integers(1, 9),
+        "overlap": st.booleans(),
     }
 )
 
@@ -57,23 +59,45 @@ def test_every_rule_holds_with_static_batching(arrivals, pool, budget, max_num_s
 
 
 @settings(max_examples=150, deadline=None)
-@given(arrival_lists(), st.integers(28, 80), st.integers(1, 6), st.booleans())
-def test_every_rule_holds_without_a_kv_cache(arrivals, budget, max_num_seqs, static):
-    Simulation(SchedulerConfig(max_num_seqs, budget, static_batching=static, recompute=True)).run(arrivals)
+@given(arrival_lists(), st.integers(28, 80), st.integers(1, 6), st.booleans(), st.booleans())
+def test_every_rule_holds_without_a_kv_cache(arrivals, budget, max_num_seqs, static, overlap):
+    config = SchedulerConfig(max_num_seqs, budget, static_batching=static, recompute=True)
+    Simulation(config, overlap=overlap).run(arrivals)
 
 
 @settings(max_examples=150, deadline=None)
-@given(arrival_lists(), st.integers(1, 4), st.integers(1, 24), st.integers(1, 6))
-def test_a_contiguous_cache_is_one_block_a_sequence(arrivals, reservations, budget, max_num_seqs):
+@given(arrival_lists(), st.integers(1, 4), st.integers(1, 24), st.integers(1, 6), st.booleans())
+def test_a_contiguous_cache_is_one_block_a_sequence(arrivals, reservations, budget, max_num_seqs, overlap):
     config = SchedulerConfig(max_num_seqs, budget)
-    Simulation(config, num_blocks=reservations, block_size=28, prefix_caching=False).run(arrivals)
+    Simulation(config, num_blocks=reservations, block_size=28, prefix_caching=False, overlap=overlap).run(arrivals)
 
 
-def test_the_pool_may_be_barely_large_enough_for_the_largest_request():
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_pool_may_be_barely_large_enough_for_the_largest_request(overlap):
     arrivals = [Arrival(0, [0, 1, 2, 0, 1], 6), Arrival(0, [0, 1, 2, 0, 2], 6), Arrival(1, [0, 1], 9)]
-    simulation = Simulation(SchedulerConfig(4, 3), num_blocks=5, block_size=2)
+    simulation = Simulation(SchedulerConfig(4, 3), num_blocks=5, block_size=2, overlap=overlap)
     simulation.run(arrivals)
     assert simulation.scheduler.num_preemptions > 0, "the case is meant to preempt"
+
+
+def test_with_overlap_a_step_is_scheduled_before_the_token_it_starts_from_is_read():
+    simulation = Simulation(SchedulerConfig(4, 16), num_blocks=40, overlap=True)
+    simulation.add(Arrival(0, [0, 1, 2], 5))
+    (request,) = simulation.requests
+    read = []
+    while not request.finished:
+        simulation.step()
+        read.append((request.num_output_tokens, request.num_pending_tokens))
+    assert read == [(0, 1), (1, 1), (2, 1), (3, 1), (4, 1), (5, 0)]
+    assert simulation.num_surplus == 0, "the last token is known to be the last before it is read"
+
+
+def test_with_overlap_a_stop_costs_one_step_whose_outcome_is_thrown_away():
+    simulation = Simulation(SchedulerConfig(4, 16), num_blocks=40, overlap=True)
+    simulation.run([Arrival(0, [0, 1, 2], 9, stop_after=3), Arrival(0, [1, 1], 6)])
+    stopped, other = simulation.requests
+    assert (stopped.num_output_tokens, stopped.finish_reason) == (3, "stop")
+    assert other.num_output_tokens == 6 and simulation.num_surplus == 1
 
 
 def test_long_prompts_do_not_evict_each_other_for_ever():
