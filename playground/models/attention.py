@@ -4,6 +4,7 @@ Three ways with one face: over gathered pages in torch calls, over pages in plac
 the batch's own keys. Each norms, rotates and writes what its layer gives it; none owns weights or the cache.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -149,7 +150,10 @@ class TritonAttention:
 
     def __init__(self, config: DecoderConfig, batch: ModelBatch, kv_cache: KVCache, rope: RopeTable | None) -> None:
         self._config, self._cache, self._batch = config, kv_cache, batch
-        self._max_query_len = max(batch.query_lens, default=0)
+        # Decodes stand before prompts: the first few tokens of a sequence take the split kernel, long chunks the other.
+        few = 64 // (config.num_heads // config.num_kv_heads)
+        short = list(itertools.takewhile(lambda length: length <= few, batch.query_lens))
+        self._num_short, self._max_query_len = len(short), max(short, default=0)
         self._tables = None if rope is None else rope.whole(config.max_position_embeddings)
 
     def __call__(self, layer: LayerAttention, qkv: Tensor) -> Tensor:
@@ -177,6 +181,7 @@ class TritonAttention:
             batch.kv_lens,
             window=layer.window,
             max_query_len=self._max_query_len,
+            num_short=self._num_short,
             backend="triton",
         )
         assert isinstance(out, Tensor)

@@ -220,6 +220,6 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
 
 def test_explain_names_every_op_and_why() -> None:
     choices = {choice.op: choice for choice in kernels.explain("cpu")}
-    assert {"flash_attention", "paged_attention", "rms_norm", "rope", "gated_activation", "write_kv", "sample"} <= set(choices)
+    assert {"flash_attention", "paged_attention", "rms_norm", "rope", "write_kv", "sample"} <= set(choices)
     assert all(choice.backend == "torch" and choice.reason for choice in choices.values())
     assert torch.cuda.is_available() or "no NVIDIA GPU" in kernels.explain("cuda")[0].reason
