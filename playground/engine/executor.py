@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from playground.engine.draws import DrawnTokens, draw
 from playground.engine.outputs import TokenLogprob
-from playground.engine.sampler import SampledToken, Sampler, SamplingRow
+from playground.engine.sampler import DrawnTokens, SampledToken, Sampler, SamplingRow
 from playground.engine.scheduler import ScheduledRequest, SchedulerOutput
 from playground.models.batch import ModelBatch
 from playground.models.decode_graphs import DecodeGraphs
@@ -261,7 +260,7 @@ class Executor:
             return
         if draw_rows != list(range(logits.shape[0])):
             logits = logits[draw_rows]
-        tokens = draw(self.sampler, logits, [self._sampling_row(one) for one in drawn])
+        tokens = self.sampler.draw(logits, [self._sampling_row(one) for one in drawn])
         step.draws.append(_Draw([one.request.request_id for one in drawn], tokens))
 
     def _prompt_logprobs(self, one: ScheduledRequest, logits: torch.Tensor, step: InFlightStep) -> None:

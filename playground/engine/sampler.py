@@ -5,7 +5,7 @@ top_k, top_p and a Gumbel-max draw for the others. Keeps no state between calls 
 given; a row that cannot be sampled gets an error and leaves the others alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from playground.engine.logit_rules import SamplingRow, apply_token_rules, row_pa
 from playground.engine.logprobs import token_logprobs
 from playground.engine.outputs import TokenLogprob
 
-__all__ = ["SampledToken", "Sampler", "SamplingRow"]
+__all__ = ["DrawnTokens", "SampledToken", "Sampler", "SamplingRow"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,17 @@ class SampledToken:
     error: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class DrawnTokens:
+    """One token a row of logits, drawn but not necessarily read."""
+
+    token_ids: Tensor
+    """int64 [R] on the device of the logits, in memory that no later draw reuses; -1 in a row without a token."""
+    resolve: Callable[[], list[SampledToken]]
+    """Waits for the draw, and for nothing that was launched after it, and returns the tokens; the same every time.
+    Never looks at the logits again: by then the next forward may have overwritten them."""
+
+
 class Sampler:
     """Draws one token for each row of a batch of logits."""
 
@@ -38,37 +49,65 @@ class Sampler:
 
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         """One token for each row of logits [R, V]; row i depends on `logits[i]` and `rows[i]` only."""
+        return self.draw(logits, rows).resolve()
+
+    def draw(self, logits: Tensor, rows: Sequence[SamplingRow]) -> DrawnTokens:
+        """As `sample`, without waiting for the device: the tokens are read when somebody asks."""
         if logits.shape != (len(rows), self.vocab_size):
             raise ValueError(f"logits of shape {tuple(logits.shape)} for {len(rows)} rows of {self.vocab_size} tokens")
         if not rows:
-            return []
+            return DrawnTokens(torch.empty(0, dtype=torch.int64, device=logits.device), list)
         logits = logits.detach()
         ruled = apply_token_rules(logits, rows)
         drawn, largest = sample(ruled, row_parameters(rows, logits.device))
-        errors = [_unusable(value, after_rules=ruled is not logits) for value in largest.tolist()]
-        if ruled is not logits:
-            before = largest_and_where(logits)[0].tolist()
-            errors = [_unusable(value) or error for value, error in zip(before, errors, strict=True)]
-        token_ids: list[int] = drawn.tolist()
-        wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None and errors[i] is None]
-        logprobs = _logprobs_of(wanted, logits, token_ids, rows)
-        return [
-            SampledToken(token, logprobs.get(i)) if error is None else SampledToken(-1, error=error)
-            for i, (token, error) in enumerate(zip(token_ids, errors, strict=True))
-        ]
+        before = largest if ruled is logits else largest_and_where(logits)[0]
+        wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
+        kept = logits[wanted] if wanted else logits[:0]
+        read = _reading(torch.stack((drawn.double(), largest.double(), before.double())))
+
+        def resolve() -> list[SampledToken]:
+            ids, after_rules, without = read()
+            token_ids = [int(token) for token in ids]
+            errors = [_unusable(one) or _unusable(two, True) for one, two in zip(without, after_rules, strict=True)]
+            found = _logprobs_of(wanted, kept, token_ids, rows, errors)
+            return [
+                SampledToken(token, found.get(i)) if error is None else SampledToken(-1, error=error)
+                for i, (token, error) in enumerate(zip(token_ids, errors, strict=True))
+            ]
+
+        return DrawnTokens(drawn, resolve)
 
     def prompt_logprobs(self, logits: Tensor, next_ids: Sequence[int], k: int) -> list[TokenLogprob]:
         """What the model thought of each next prompt token: row i of logits [R, V] predicted `next_ids[i]`."""
         return token_logprobs(logits.detach(), next_ids, [k] * len(next_ids))
 
 
+def _reading(values: Tensor) -> Callable[[], list[list[float]]]:
+    """Sends values to the host at once; the function returned waits for them, not for what is launched later."""
+    if values.device.type != "cuda":
+        return values.tolist
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def read() -> list[list[float]]:
+        arrived.synchronize()
+        return host.tolist()
+
+    return read
+
+
 def _logprobs_of(
-    wanted: list[int], logits: Tensor, token_ids: list[int], rows: Sequence[SamplingRow]
+    wanted: list[int], kept: Tensor, token_ids: list[int], rows: Sequence[SamplingRow], errors: list[str | None]
 ) -> dict[int, TokenLogprob]:
-    if not wanted:
+    """Log-probabilities of the rows that want them and have a token; `kept` holds the logits of the `wanted` rows."""
+    usable = [at for at, i in enumerate(wanted) if errors[i] is None]
+    if not usable:
         return {}
-    tops = [rows[i].params.logprobs or 0 for i in wanted]
-    return dict(zip(wanted, token_logprobs(logits[wanted], [token_ids[i] for i in wanted], tops), strict=True))
+    numbers = [wanted[at] for at in usable]
+    tops = [rows[i].params.logprobs or 0 for i in numbers]
+    return dict(zip(numbers, token_logprobs(kept[usable], [token_ids[i] for i in numbers], tops), strict=True))
 
 
 def _unusable(largest: float, after_rules: bool = False) -> str | None:
