@@ -8,7 +8,7 @@ import torch
 BACKENDS = ("auto", "torch", "reference", "triton")
 OPS = (
     "flash_attention", "paged_attention", "merge_state", "rope_and_write", "write_kv", "copy_blocks", "rms_norm",
-    "layer_norm", "rope", "gated_activation", "quant_linear", "sample",
+    "layer_norm", "rope", "gated_activation", "quant_linear", "sample", "verify",
 )  # fmt: skip
 _NO_TRITON = "backend='triton' is not available yet in this version: use 'auto', 'torch' or 'reference'."
 
