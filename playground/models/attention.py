@@ -5,7 +5,6 @@ the batch's own keys. Each norms, rotates and writes what its layer gives it; no
 """
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +16,7 @@ from kernels.cache_ops import rope_and_write
 from kernels.cpu import rope_
 from kernels.cpu_attention import Piece, varlen_attention, varlen_pieces
 from kernels.cpu_paged import PagedPlan, Workspace, arrange, token_order
+from kernels.flash import flash_attention_varlen
 from kernels.paged import paged_attention
 from playground.models.batch import ModelBatch
 from playground.models.config import DecoderConfig
@@ -125,22 +125,30 @@ class OwnKeysAttention:
     order: Tensor | None = None
 
     def __init__(
-        self, config: DecoderConfig, batch: ModelBatch, rope: RopeTable | None, *, dtype: torch.dtype, naive: bool
+        self, config: DecoderConfig, batch: ModelBatch, rope: RopeTable | None, *, dtype: torch.dtype, kind: str
     ) -> None:
-        self._config, self._naive = config, naive
-        self._query_lens: Sequence[int] = batch.query_lens
+        """`kind` is "triton", "sdpa" or "naive"."""
+        self._config, self._batch, self._kind = config, batch, kind
         self._rotation = None if rope is None else rope.at(batch.positions, max(batch.kv_lens_list, default=0))
         self._pieces: dict[int | None, list[list[Piece]]] = {
             window: varlen_pieces(batch.query_lens, window, dtype, batch.positions)
             for window in set(config.layer_windows)
+            if kind != "triton"
         }
 
     def __call__(self, layer: LayerAttention, qkv: Tensor) -> Tensor:
-        config = self._config
+        config, batch = self._config, self._batch
         norm_and_rotate(config, layer, qkv, self._rotation)
         q, k, v = qkv.split([config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
+        if self._kind == "triton":
+            starts, longest = batch.cu_seqlens_q, max(batch.query_lens, default=0)
+            out = flash_attention_varlen(
+                q, k, v, starts, starts, longest, longest, window=layer.window, backend="triton"
+            )
+            assert isinstance(out, Tensor)
+            return out
         pieces = self._pieces[layer.window]
-        return varlen_attention(q, k, v, pieces, self._query_lens, config.head_dim**-0.5, self._naive)
+        return varlen_attention(q, k, v, pieces, batch.query_lens, config.head_dim**-0.5, self._kind == "naive")
 
 
 class TritonAttention:

@@ -111,11 +111,11 @@ class Decoder:
         return self._logits(x, logits_rows)
 
     def _begin(self, batch: ModelBatch, kv_cache: KVCache | None) -> BatchAttention:
-        naive = self.attention == "naive"
         if kv_cache is None:
-            return OwnKeysAttention(self.config, batch, self._rope, dtype=self.dtype, naive=naive)
+            return OwnKeysAttention(self.config, batch, self._rope, dtype=self.dtype, kind=self.attention)
         if self.attention == "triton":
             return TritonAttention(self.config, batch, kv_cache, self._rope)
+        naive = self.attention == "naive"
         return GatheredAttention(
             self.config, batch, kv_cache, self._rope, self._workspace, dtype=self.dtype, naive=naive
         )

@@ -90,13 +90,12 @@ def make_batch(
     return batch
 
 
-def whole_batch(prompts: list[list[int]]) -> ModelBatch:
+def whole_batch(prompts: list[list[int]], device: torch.device | None = None) -> ModelBatch:
     """Whole sequences without a cache: logits of every row."""
     lens = [len(p) for p in prompts]
     ids = [t for p in prompts for t in p]
-    return make_batch(
-        ids, [i for n in lens for i in range(n)], [-1] * len(ids), [[0]] * len(lens), lens, lens, list(range(len(ids)))
-    )
+    positions, rows = [i for n in lens for i in range(n)], list(range(len(ids)))
+    return make_batch(ids, positions, [-1] * len(ids), [[0]] * len(lens), lens, lens, rows, device)
 
 
 def prompt(length: int, vocabulary: int, seed: int = 0) -> list[int]:

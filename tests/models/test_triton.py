@@ -5,7 +5,7 @@ import torch
 
 from tests.checkpoints import checkpoint, reference_model
 from tests.kernels.triton.oracle import DEVICE
-from tests.models.driver import Driver, Sequence, load, prompt
+from tests.models.driver import Driver, Sequence, load, prompt, whole_batch
 
 TOLERANCE = 1e-4
 
@@ -27,6 +27,17 @@ def test_logits_in_chunks_beside_a_decoding_request_equal_transformers(variant: 
     with torch.inference_mode():
         wanted = reference_model(variant)(torch.tensor([ids])).logits[0]
     assert (logits_in_steps(variant, ids, [13, 1, 10]) - wanted).abs().max().item() < TOLERANCE
+
+
+@pytest.mark.parametrize("variant", ["llama-3", "mistral"])
+def test_logits_without_a_cache_equal_transformers(variant: str) -> None:
+    prompts = [prompt(n, 60, seed=n) for n in (11, 1, 6)]
+    model = load(checkpoint(variant), attention="triton", device=DEVICE).model
+    logits = model.forward(whole_batch(prompts, DEVICE), None).cpu().split([11, 1, 6])
+    for ids, own in zip(prompts, logits, strict=True):
+        with torch.inference_mode():
+            wanted = reference_model(variant)(torch.tensor([ids])).logits[0]
+        assert (own - wanted).abs().max().item() < TOLERANCE
 
 
 def test_logits_do_not_depend_on_the_block_size() -> None:
