@@ -42,15 +42,18 @@ requests = st.tuples(
 )
 
 
-@settings(max_examples=20)
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(requests, st.booleans()), min_size=1, max_size=8),
     st.integers(12, 40),
     st.integers(1, 32),
     st.integers(1, 6),
     st.booleans(),
+    st.booleans(),
 )
-def test_output_does_not_depend_on_the_company(tiny_model, isolated, work, num_blocks, budget, max_num_seqs, caching):
+def test_output_does_not_depend_on_the_company(
+    tiny_model, isolated, work, num_blocks, budget, max_num_seqs, caching, overlap
+):
     config = EngineConfig(
         **fields(
             tiny_model,
@@ -61,6 +64,7 @@ def test_output_does_not_depend_on_the_company(tiny_model, isolated, work, num_b
         )
     )
     with Engine(config) as engine:
+        engine._core.overlap = overlap
         handles = [engine.submit(request[0], params_of(*request[1:])) for request, _ in work]
         for handle, (_, aborted) in zip(handles, work, strict=True):
             if aborted:

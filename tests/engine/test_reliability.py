@@ -1,4 +1,7 @@
-"""What must not happen: leaked blocks or threads, a request without an answer, one failure taking others along."""
+"""What must not happen: leaked blocks or threads, a request without an answer, one failure taking others along.
+
+Every test with an engine runs twice: reading each step before the next one, and with a step always in flight.
+"""
 
 import json
 import random
@@ -13,6 +16,16 @@ import torch
 from playground import SamplingParams
 
 LONG = SamplingParams(max_tokens=100, ignore_eos=True, temperature=0)
+
+
+@pytest.fixture(params=[False, True], ids=["one by one", "overlapped"])
+def make_engine(make_engine, request):
+    def make(**fields):
+        engine = make_engine(**fields)
+        engine._core.overlap = request.param
+        return engine
+
+    return make
 
 
 def poison_token(engine, token_id: int) -> None:
