@@ -81,7 +81,7 @@ class Request:
     @property
     def awaits_last_token(self) -> bool:
         """Whether the last token that the request may have is drawn already: there is nothing left to run."""
-        return self.num_tokens + self.num_pending_tokens >= self.max_total_tokens
+        return len(self.token_ids) + self.num_pending_tokens >= self.max_total_tokens
 
     @property
     def draw_needs_ids(self) -> bool:

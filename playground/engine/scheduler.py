@@ -8,6 +8,7 @@ tokens and requests, and leaves blocks to `BlockTables`.
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from playground.engine.block_tables import BlockTables, cdiv, num_held
 from playground.engine.outputs import FinishReason
@@ -25,8 +26,7 @@ class SchedulerConfig:
     """Keep no KV: every step runs every token of a request again."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRequest:
+class ScheduledRequest(NamedTuple):
     """Tokens [start, start + num_tokens) of a request run in this step."""
 
     request: Request
@@ -226,7 +226,8 @@ class Scheduler:
         for one in output.scheduled:
             if self.tables is not None:
                 one.request.num_computed_tokens = one.end
-            one.request.num_pending_tokens += one.produces_token
+            if one.produces_token:
+                one.request.num_pending_tokens += 1
 
     def update(self, output: SchedulerOutput, new_tokens: Mapping[int, Sequence[int]]) -> None:
         """Account for the oldest step on its way, now that it has run: new tokens by request id, blocks now full.
@@ -237,11 +238,13 @@ class Scheduler:
             request = one.request
             if request.status is not RequestStatus.RUNNING:
                 continue
-            request.num_pending_tokens -= one.produces_token
-            request.token_ids.extend(new_tokens.get(request.request_id, ()))
+            if one.produces_token:
+                request.num_pending_tokens -= 1
+                request.token_ids.extend(new_tokens.get(request.request_id, ()))
             if self.tables is not None:
-                self.tables.register(request, one.end)
-                if one.end >= request.num_prompt_tokens:
+                end = one.end
+                self.tables.register(request, end)
+                if self._held_forks and end >= request.num_prompt_tokens:
                     self._release_forks(request)
 
     def rewind(self, outputs: Iterable[SchedulerOutput]) -> tuple[list[Request], list[int]]:

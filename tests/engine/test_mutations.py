@@ -3,7 +3,6 @@
 A suite that stays green with a broken hash or a block edge off by one would prove nothing; this keeps it honest.
 """
 
-import dataclasses
 import random
 
 import pytest
@@ -201,9 +200,7 @@ def budget_overrun_by_one(monkeypatch):
 
 def token_of_an_unfinished_chunk_is_kept(monkeypatch):
     whole = scheduler._slice
-    monkeypatch.setattr(
-        scheduler, "_slice", lambda request, n: dataclasses.replace(whole(request, n), produces_token=True)
-    )
+    monkeypatch.setattr(scheduler, "_slice", lambda request, n: whole(request, n)._replace(produces_token=True))
 
 
 def block_with_a_pending_token_is_hashed(monkeypatch):

@@ -118,6 +118,7 @@ def test_a_request_whose_draw_depends_on_its_tokens_waits_for_them(make_engine, 
 
 def test_without_overlap_nothing_is_left_in_flight(make_engine, monkeypatch):
     engine = make_engine()
+    engine._core.overlap = False
     watch = Watch(engine, monkeypatch)
     engine.generate(["Hello", "Once"], GREEDY)
     assert set(watch.num_pending) == {0}
@@ -133,6 +134,25 @@ def test_a_token_counts_as_received_when_it_is_read(make_engine):
     assert [step.step for step in steps] == list(range(1, GREEDY.max_tokens + 1))
     assert [step.num_emitted_tokens for step in steps] == [1] * GREEDY.max_tokens
     assert all(step.forward_ns > 0 and step.post_ns >= 0 for step in steps)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["greedy", "sampled", "min_tokens", "bias"])
+def test_on_a_gpu_a_launch_waits_for_nothing(make_engine, monkeypatch, kind):
+    engine = make_engine(device="cuda", dtype="float32")
+    engine.generate(TEXTS, KINDS[kind])  # compiles and records what there is to compile and record
+    launch = engine._core.executor.launch
+
+    def watched(output, before=None):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return launch(output, before)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(engine._core.executor, "launch", watched)
+    results = engine.generate(TEXTS, KINDS[kind])
+    assert [result.error for result in results] == [None] * len(TEXTS)
 
 
 # Failures
