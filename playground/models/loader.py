@@ -69,9 +69,13 @@ def load_model(
 
 def usable_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype that runs: float16 has no fast arithmetic on a CPU and becomes bfloat16 where that has, or float32."""
-    if dtype != torch.float16 or device.type != "cpu":
+    if dtype not in (torch.float16, torch.bfloat16) or device.type != "cpu":
         return dtype
     native = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if dtype == torch.bfloat16:
+        if not native:
+            logger.warning("this CPU has no bfloat16 arithmetic and is several times faster in float32")
+        return dtype
     other = torch.bfloat16 if native else torch.float32
     logger.warning("float16 is slow on a CPU: the model runs in %s instead", str(other).removeprefix("torch."))
     return other
