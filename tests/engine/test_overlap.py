@@ -223,6 +223,7 @@ def test_a_launch_that_fails_costs_only_the_request_that_causes_it(make_engine, 
     assert [outcome(result) for result in good] == [expected[0], expected[1], expected[3]]
     assert bad.finish_reason == "error" and "injected at launch" in bad.error
     assert bad.token_ids == expected[2][0][0][1][: len(bad.token_ids)] and len(bad.token_ids) > 8
+    assert len(caplog.records) == 1, "no further step is launched on what the failed one did not draw"
     assert engine.stats().kv_blocks_in_use == 0
 
 
@@ -243,6 +244,28 @@ def test_what_a_surplus_step_wrote_does_not_poison_the_next_owner_of_the_block(m
     assert not any(kv.isnan().any() for kv in kv_cache.kv)
     weights.embed = whole
     assert first == clean and engine.generate(TEXTS[2], GREEDY)[0].token_ids == clean
+
+
+def test_an_abort_reads_the_step_in_flight_before_it_gives_the_blocks_away(make_engine, monkeypatch):
+    engine = one_ahead(make_engine(prefix_caching=False))
+    first = engine.generate("Hello", GREEDY)[0].token_ids
+    poisoned = first[3]
+    weights, executor = engine._core.executor.model.weights, engine._core.executor
+    weights.embed = weights.embed.clone()
+    num_prompt, launch = len(engine.tokenizer("Hello").input_ids), executor.launch
+
+    def aborting(output, before=None):
+        if any(one.end == num_prompt + 4 for one in output.scheduled):
+            weights.embed[poisoned] = float("nan")
+            handle.cancel()
+        return launch(output, before)
+
+    monkeypatch.setattr(executor, "launch", aborting)
+    handle = engine.submit("Hello", GREEDY)
+    result = handle.result(timeout=10)
+    assert result.finish_reason == "error" and "NaN" in result.error, "the step that was in flight had gone wrong"
+    assert result.token_ids == first[:4]
+    assert not any(kv.isnan().any() for kv in executor.kv_cache.kv)
 
 
 def test_closing_and_failing_with_a_step_in_flight_answers_everybody(make_engine):
