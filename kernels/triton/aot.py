@@ -91,7 +91,7 @@ def compile_launch(family: str, case: str, one: Launch, arch: Arch) -> Compiled:
     """Compiles to a cubin with Triton's own ptxas and reads what it uses."""
     signature, constants, attributes = _signature(one)
     source = ASTSource(one.kernel, signature=signature, constexprs=constants, attrs=attributes)
-    key = digest(one, arch)
+    key = digest(family, case, one, arch)
     blocks = " ".join(f"{k}={v}" for k, v in one.constants.items() if k.startswith("BLOCK"))
     head = (family, case, one.kernel.__name__, arch.cc, one.num_warps, one.num_stages, blocks)
     try:
@@ -116,9 +116,10 @@ def compile_launch(family: str, case: str, one: Launch, arch: Arch) -> Compiled:
     )
 
 
-def digest(one: Launch, arch: Arch) -> str:
+def digest(family: str, case: str, one: Launch, arch: Arch) -> str:
     """What tells whether a kernel would compile to the same again; helpers that it calls are part of its source."""
-    parts = (one.kernel.cache_key, _signature(one), one.num_warps, one.num_stages, arch.cc, triton.__version__)
+    source = (one.kernel.cache_key, _signature(one), one.num_warps, one.num_stages)
+    parts = (family, case, source, arch.cc, triton.__version__)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
@@ -170,7 +171,7 @@ def _compile_family(family: str, cc: int, known: dict[str, Compiled], first_only
     for case, one in launches(family, arch):
         if not (first_only and one.kernel.__name__ in seen):
             seen.add(one.kernel.__name__)
-            results.append(known.get(digest(one, arch)) or compile_launch(family, case, one, arch))
+            results.append(known.get(digest(family, case, one, arch)) or compile_launch(family, case, one, arch))
     return results
 
 
