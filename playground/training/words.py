@@ -17,7 +17,7 @@ _WORDS: dict[str, list[str]] = read_text("words.toml")
 _NOUNS: dict[str, list[str]] = read_text("nouns.toml")
 
 HELD_OUT = frozenset(_NOUNS["held_out"])
-"""Nouns that no list below has: what the tests and the model card ask for to see whether copying has been learned."""
+"""Nouns that no list below has: to ask a model for one of them shows whether it copies or knows a list by heart."""
 
 
 def _kept(*lists: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from playground.training import words
-from playground.training.story_grammar import grammar_story
+from playground.training.story_grammar import grammar_story, make_hero
 from playground.training.templates import KINDS
 
 
@@ -42,6 +42,16 @@ def test_grammar_stories_mention_everything_the_request_names_and_come_to_an_end
         assert story.endswith((".", '"', "!"))
         assert story.count('"') % 2 == 0
     assert checked > 1200
+
+
+def test_held_out_nouns_are_in_no_list_and_no_hero_of_a_story_is_one() -> None:
+    lists = {name: value for name, value in vars(words).items() if name.isupper() and isinstance(value, list)}
+    assert len(words.HELD_OUT) >= 28 and len(lists) >= 15
+    for name, entries in lists.items():
+        assert not [entry for entry in entries if words.HELD_OUT & set(entry.split())], name
+    heroes = {make_hero(random.Random(seed)).noun for seed in range(3000)}
+    assert not heroes & words.HELD_OUT
+    assert len(heroes) > 900
 
 
 @pytest.mark.parametrize(
