@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import noise
+from kernels.host import to_device
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,9 @@ class RowParameters:
                 "top_p must be above 0 and at most 1, min_p from 0 to 1, temperature and top_k not negative."
             )
         floors = [math.log(p) if p > 0 else -math.inf for p in min_p]
-        numbers = torch.tensor([list(temperature), floors, list(top_p)], dtype=torch.float64).to(device)
-        words = torch.stack(
-            [noise.as_words(values, torch.device("cpu")) for values in (top_k, seeds, positions)]
-        ).to(device)  # fmt: skip
+        numbers = to_device(torch.tensor([list(temperature), floors, list(top_p)], dtype=torch.float64), device)
+        host = torch.device("cpu")
+        words = to_device(torch.stack([noise.as_words(values, host) for values in (top_k, seeds, positions)]), device)
         some_cut = any(k > 0 for k in top_k) or any(p < 1 for p in top_p)
         return cls(numbers[0], numbers[1], words[0], numbers[2], words[1], words[2], some_cut)
 

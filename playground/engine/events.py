@@ -22,7 +22,10 @@ class ScheduledSlice(NamedTuple):
 
 
 class StepEvent(NamedTuple):
-    """One engine step; durations in nanoseconds, `time_ns` on the `perf_counter_ns` clock at the step's start."""
+    """One engine step; durations in nanoseconds, `time_ns` on the `perf_counter_ns` clock at the step's start.
+
+    Where the next step is launched before this one's tokens are read (on a GPU), steps overlap in time.
+    """
 
     step: int
     time_ns: int

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from kernels.host import to_device
 from playground.engine.outputs import TokenLogprob
 from playground.engine.sampler import DrawnTokens, SampledToken, Sampler, SamplingRow
 from playground.engine.scheduler import ScheduledRequest, SchedulerOutput
@@ -69,7 +70,7 @@ class InFlightStep:
         rows = [row_of[request_id] for request_id in request_ids]
         if rows == list(range(len(row_of))):
             return token_ids
-        return token_ids.index_select(0, torch.tensor(rows).to(token_ids.device, non_blocking=True))
+        return token_ids.index_select(0, to_device(torch.tensor(rows), token_ids.device))
 
     def drop(self, one: ScheduledRequest) -> None:
         """Forget what was drawn for a request on its own."""
@@ -203,7 +204,7 @@ class Executor:
         device = self.model.device
 
         def tensor(values: Sequence[int] | list[list[int]], dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+            return to_device(torch.tensor(values, dtype=dtype), device)
 
         batch = ModelBatch(
             token_ids=tensor(token_ids, torch.int64),
@@ -259,7 +260,7 @@ class Executor:
         if not drawn:
             return
         if draw_rows != list(range(logits.shape[0])):
-            logits = logits[draw_rows]
+            logits = logits.index_select(0, to_device(torch.tensor(draw_rows), logits.device))
         tokens = self.sampler.draw(logits, [self._sampling_row(one) for one in drawn])
         step.draws.append(_Draw([one.request.request_id for one in drawn], tokens))
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kernels.host import to_device
 from kernels.sampling import LogitEdits, RowParameters, edit_logits
 from playground.sampling_params import SamplingParams
 
@@ -62,9 +63,9 @@ def apply_token_rules(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:
     numbers = np.stack([np.concatenate([getattr(found, name) for _, found in listed]) for name in _NUMBERS])
     ids = np.concatenate([found.ids for _, found in listed])
     masked = [i for i, _ in listed if rows[i].params.allowed_token_ids is not None]
-    words = [torch.from_numpy(array).to(logits.device) for array in (row_ids, ids)]
-    bias, penalty, minus = torch.from_numpy(numbers).to(logits.device)
-    only_listed = torch.tensor(masked, dtype=torch.int64).to(logits.device)
+    words = [to_device(torch.from_numpy(array), logits.device) for array in (row_ids, ids)]
+    bias, penalty, minus = to_device(torch.from_numpy(numbers), logits.device)
+    only_listed = to_device(torch.tensor(masked, dtype=torch.int64), logits.device)
     return edit_logits(logits, LogitEdits(words[0], words[1], bias, penalty, minus, only_listed))
 
 

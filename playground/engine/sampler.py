@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu_sampling import largest_and_where
+from kernels.host import to_device
 from kernels.sampling import sample
 from playground.engine.logit_rules import SamplingRow, apply_token_rules, row_parameters
 from playground.engine.logprobs import token_logprobs
@@ -62,7 +63,7 @@ class Sampler:
         drawn, largest = sample(ruled, row_parameters(rows, logits.device))
         before = largest if ruled is logits else largest_and_where(logits)[0]
         wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
-        kept = logits[wanted] if wanted else logits[:0]
+        kept = logits.index_select(0, to_device(torch.tensor(wanted, dtype=torch.int64), logits.device))
         read = _reading(torch.stack((drawn.double(), largest.double(), before.double())))
 
         def resolve() -> list[SampledToken]:

@@ -17,6 +17,7 @@ from kernels.cpu import rope_
 from kernels.cpu_attention import Piece, varlen_attention, varlen_pieces
 from kernels.cpu_paged import PagedPlan, Workspace, arrange, token_order
 from kernels.flash import flash_attention_varlen
+from kernels.host import to_device
 from kernels.paged import paged_attention
 from playground.models.batch import ModelBatch
 from playground.models.config import DecoderConfig
@@ -92,7 +93,7 @@ class GatheredAttention:
         self._config, self._cache, self._workspace, self._naive = config, kv_cache, workspace, naive
         groups = arrange(batch.query_lens, batch.kv_lens_list, kv_cache.block_size, config.sliding_window)
         order = token_order(groups, batch.query_lens)
-        self.order = None if order is None else torch.tensor(order, device=batch.positions.device)
+        self.order = None if order is None else to_device(torch.tensor(order), batch.positions.device)
         positions, slots = batch.positions, batch.slot_mapping
         if self.order is not None:
             positions, slots = positions[self.order], slots[self.order]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kernels.host import to_device
 from playground.models.config import DecoderConfig
 
 
@@ -63,8 +64,8 @@ class KVCache:
         """Copy blocks (source, destination) in every layer; all sources are read before any is written."""
         if not pairs:
             return
-        sources = torch.tensor([source for source, _ in pairs], device=self.device)
-        targets = torch.tensor([target for _, target in pairs], device=self.device)
+        sources = to_device(torch.tensor([source for source, _ in pairs]), self.device)
+        targets = to_device(torch.tensor([target for _, target in pairs]), self.device)
         for kv in self.kv:
             kv.index_copy_(1, targets, kv.index_select(1, sources))
 
@@ -72,7 +73,7 @@ class KVCache:
         """Overwrite these blocks with zeros in every layer."""
         if not ids:
             return
-        index = torch.tensor(list(ids), device=self.device)
+        index = to_device(torch.tensor(list(ids)), self.device)
         for kv in self.kv:
             kv.index_fill_(1, index, 0)
 
