@@ -48,6 +48,18 @@ class Timer:
         at = [times[int(share * (len(times) - 1))] for share in (0.5, 0.2, 0.8)]
         return Timing(*at)
 
+    def extra_bytes(self, call: Callable[[], object]) -> int | None:
+        """Most memory that one call holds beyond what was held before it, its result included; None on a CPU."""
+        if not self.measures:
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = call()
+        torch.cuda.synchronize()
+        del result
+        return torch.cuda.max_memory_allocated() - before
+
     def time_recorded(self, call: Callable[[], object]) -> Timing | None:
         """As `time`, replayed from a CUDA graph: what the call costs where the host does not launch its kernels."""
         if not self.measures:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
+from kernels.cpu_attention import dense_attention
 from kernels.quant_pack import pack
 from kernels.row_parameters import RowParameters
 from kernels.sampling import sample
@@ -44,6 +45,7 @@ def all_cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
     """One after the other, so that only one case's tensors are alive."""
     make = _Maker(device, quick)
     yield from flash_cases(make)
+    yield from growth_cases(make)
     yield from paged_cases(make)
     yield from row_cases(make)
     yield from quantized_cases(make)
@@ -93,6 +95,20 @@ def flash_cases(make: _Maker) -> Iterator[Case]:
             else None,
         )
         yield _backward(make, q, k, v, shape, causal, 2.5 * flops, aimed)
+
+
+def growth_cases(make: _Maker) -> Iterator[Case]:
+    """What the matrix of scores costs as sequences grow: time and memory with the square of the length."""
+    for length in (512, 1024, 2048, 4096, 8192):
+        length, heads, dim = make.pick(length, length // 64), make.pick(16, 2), make.pick(128, 32)
+        q, k, v = (make.randn(1, length, heads, dim) for _ in range(3))
+        yield Case(
+            "flash against standard attention",
+            f"D={dim} heads {heads} length {length} causal",
+            partial(kernels.flash_attention, q, k, v, backend="triton"),
+            {"standard (whole matrix of scores)": partial(dense_attention, q, k, v, True, None, None, dim**-0.5, False, True)},
+            flops=2 * heads * length**2 * dim,
+        )  # fmt: skip
 
 
 def _backward(

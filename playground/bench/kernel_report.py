@@ -35,12 +35,11 @@ def render_kernels(report: dict[str, Any], console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for name in ("op", "shape"):
         table.add_column(name, overflow="fold")
-    for name in ("ours", "best peer", "speedup", "of the ceiling", "reach"):
+    for name in ("ours", "best peer", "speedup", "of the ceiling", "memory", "reach"):
         table.add_column(name, justify="right")
     for row in report["rows"]:
-        table.add_row(
-            row["op"], row["shape"], _us(row), _best_peer(row), _times(row["speedup"]), _share(row), _reach(row)
-        )
+        values = (_us(row), _best_peer(row), _times(row["speedup"]), _share(row), _memory(row), _reach(row))
+        table.add_row(row["op"], row["shape"], *values)
     console.print(table)
 
 
@@ -85,6 +84,15 @@ def _share(row: dict[str, Any]) -> str:
         if row[name] is not None
     ]
     return ", ".join(shares) or "—"
+
+
+def _memory(row: dict[str, Any]) -> str:
+    """What ours and the hungriest peer need beyond their inputs."""
+    needs = {name: size for name, size in row["extra_bytes"].items() if size is not None}
+    peers = [size for name, size in needs.items() if name != "ours"]
+    if "ours" not in needs or not peers:
+        return "—"
+    return f"{needs['ours'] / 2**20:.1f} against {max(peers) / 2**20:.1f} MiB"
 
 
 def _reach(row: dict[str, Any]) -> str:

@@ -28,6 +28,8 @@ class Row:
     peers_us: dict[str, float | None]
     errors: dict[str, str]
     """Why an implementation has no time, by name; ours is "ours"."""
+    extra_bytes: dict[str, int | None]
+    """Memory that a call needs beyond its inputs, by name."""
     bytes_per_second: float | None = None
     flops: float | None = None
     share_of_copy: float | None = None
@@ -66,18 +68,19 @@ def measure(case: Case, timer: Timer, ceilings: Ceilings) -> Row:
     """Runs a case; an implementation that fails is named with its reason and the others go on."""
     errors: dict[str, str] = {}
     time = timer.time_recorded if case.recorded else timer.time
-    timings = {}
+    timings, extra = {}, {}
     for name, call in [("ours", case.ours), *case.peers.items()]:
         try:
             timings[name] = time(call)
+            extra[name] = timer.extra_bytes(call)
         except Exception as error:  # a peer may lack a shape, and a kernel may fail: both belong in the report
             timings[name] = None
             errors[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     ours = timings.pop("ours")
     peers = {name: None if timing is None else timing.median_us for name, timing in timings.items()}
     if ours is None:
-        return Row(case.op, case.shape, None, None, None, peers, errors, reach=case.reach)
-    row = Row(case.op, case.shape, ours.median_us, ours.p20_us, ours.p80_us, peers, errors, reach=case.reach)
+        return Row(case.op, case.shape, None, None, None, peers, errors, extra, reach=case.reach)
+    row = Row(case.op, case.shape, ours.median_us, ours.p20_us, ours.p80_us, peers, errors, extra, reach=case.reach)
     seconds = ours.median_us * 1e-6
     if case.bytes is not None:
         row.bytes_per_second = case.bytes / seconds

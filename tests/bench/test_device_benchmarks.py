@@ -1,8 +1,10 @@
 """The GPU benchmarks as they run without one: every case once, no numbers, failures named."""
 
+import io
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,24 @@ def test_an_implementation_that_fails_is_named_and_the_others_go_on() -> None:
     assert ours.us is None and ours.peers_us == {"peer": 10.0}
     report = {"rows": [{"op": "op", "shape": "shape", "errors": ours.errors}]}
     assert list(failures(report)) == ["op shape: RuntimeError: no kernel image"]
+
+
+def test_a_measured_row_reads_as_a_table() -> None:
+    from rich.console import Console
+
+    from playground.bench.kernel_report import render_kernels
+
+    case = Case("copy", "1 MB", lambda: None, {"slow": lambda: None}, bytes=1e6, reach="half", reached=lambda row: True)
+    row = measure(case, FixedTimer(), Ceilings(2e11, 1e12))
+    row.extra_bytes = {"ours": 2**20, "slow": 2**22}
+    console = Console(width=160, record=True, file=io.StringIO())
+    ceilings = {"copy_bytes_per_second": 2e11, "matmul_flops": 1e12}
+    render_kernels(
+        {"rehearsal": False, "ceilings": ceilings, "rows": [asdict(row) | {"speedup": row.speedup}]}, console
+    )
+    text = console.export_text()
+    for expected in ("10.0 us", "slow 10.0 us", "1.00x", "50% copy", "1.0 against 4.0 MiB", "half: yes"):
+        assert expected in text
 
 
 def test_a_part_counts_what_passed_failed_and_was_skipped(tmp_path: Path) -> None:
