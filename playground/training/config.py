@@ -94,6 +94,9 @@ class TrainConfig(_Part):
     """A run's output_dir or a Hugging Face folder whose weights to start from."""
     tokens_before: int = Field(default=0, ge=0)
     """Tokens that those weights had already seen; the model card adds them up."""
+    start_weight: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the weights of `init_from` in what is exported: a short run on narrow data keeps more of what the start
+    could do as an average of both (arXiv 2109.01903)."""
     tokenizer: str | None = None
     """A folder with a tokenizer to use; None: train one on the data."""
     vocab_size: int = Field(default=4096, ge=300)
@@ -118,6 +121,8 @@ class TrainConfig(_Part):
 
     @model_validator(mode="after")
     def _lengths_fit(self) -> TrainConfig:
+        if self.start_weight and self.init_from is None:
+            raise ValueError("start_weight needs init_from, the weights to average with")
         for stage in self.stages:
             if stage.batch_size % self.workers:
                 raise ValueError(

@@ -137,6 +137,7 @@ class Trainer:
         target = Path(self.config.export_dir) if self.config.export_dir else self.output / "export"
         if self.group.rank > 0:
             return target
+        self._average_with_start()
         self._evaluate()
         documents = [d for documents in self.corpus.held_out.values() for d in documents]
         random.Random(self.config.seed).shuffle(documents)
@@ -247,6 +248,17 @@ class Trainer:
         return seconds if usual is None else min(seconds, max(10 * usual, 90.0))
 
     # Housekeeping
+
+    def _average_with_start(self) -> None:
+        """Mixes the weights that the run started from into those that it reached, as `start_weight` says."""
+        share = self.config.start_weight
+        if not share or self.config.init_from is None:
+            return
+        start = TrainableLlama(self.model.shape, self.model.compute_dtype)
+        load_weights(Path(self.config.init_from), start)
+        with torch.no_grad():
+            for name, weight in self.model.named_weights().items():
+                weight.lerp_(start.named_weights()[name].to(weight.device), share)
 
     def _tokenizer(self) -> Tokenizer:
         if (self.output / "tokenizer.json").is_file():

@@ -60,13 +60,16 @@ def test_it_greets_back_and_stops(greeting: str) -> None:
     assert text.split()[0].strip(",.!") in {"Hello", "Hi", "Hey", "Good"}
 
 
-def test_its_stories_tell_of_what_was_named_and_end_by_themselves() -> None:
-    """Sampled at the card's temperature; one miss in eight is allowed, for a model of this size has its moods."""
+@pytest.mark.parametrize(("temperature", "misses"), [(0.0, 0), (0.7, 1)])
+def test_its_stories_tell_of_what_was_named_and_end_by_themselves(temperature: float, misses: int) -> None:
+    """Every one of eight when the likeliest tokens are taken; sampled, one may miss: small models have their moods."""
     torch.manual_seed(0)
     named = ["cat", "dragon", "robot", "princess", "boat", "bear", "tree", "teacher"]
-    stories = [answer(f"Tell me a story about a {noun}.", max_new_tokens=500, temperature=0.7) for noun in named]
+    stories = [
+        answer(f"Tell me a story about a {noun}.", max_new_tokens=500, temperature=temperature) for noun in named
+    ]
     assert all(ended and 150 < len(text) < 2000 for text, ended in stories)
-    assert sum(noun in text.lower() for noun, (text, _) in zip(named, stories, strict=True)) >= len(named) - 1
+    assert sum(noun not in text.lower() for noun, (text, _) in zip(named, stories, strict=True)) <= misses
 
 
 def test_it_remembers_a_name_over_turns() -> None:

@@ -115,6 +115,20 @@ def test_continuing_from_an_exported_model_starts_at_its_weights(tmp_path: Path)
     assert all(torch.equal(start[name], w) for name, w in weights_of(exported).items())
 
 
+def test_what_is_exported_is_averaged_with_the_start_as_asked(tmp_path: Path) -> None:
+    exported = train(write_config(tmp_path, tiny_config(tmp_path)))
+    changes = {"output_dir": str(tmp_path / "more"), "init_from": str(exported), "tokenizer": str(exported)}
+    trainer = Trainer(parse_config(tiny_config(tmp_path, start_weight=0.25, **changes)), resume=False)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.fill_(2.0)
+    trainer._average_with_start()
+    for name, start in weights_of(exported).items():
+        assert torch.allclose(trainer.model.named_weights()[name], 0.25 * start.float() + 1.5)
+    with pytest.raises(ConfigError, match="start_weight needs init_from"):
+        parse_config(tiny_config(tmp_path, start_weight=0.5))
+
+
 def test_weights_of_another_shape_are_refused_by_name(tmp_path: Path) -> None:
     exported = train(write_config(tmp_path, tiny_config(tmp_path)))
     model = {**tiny_config(tmp_path)["model"], "intermediate_size": 64}
