@@ -33,7 +33,7 @@ FIELDS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", NUMBERS, ids=repr)
+@pytest.mark.parametrize("value", NUMBERS, ids=lambda value: "object" if type(value) is object else repr(value))
 @pytest.mark.parametrize("field", FIELDS)
 def test_every_number_of_the_sampling_params_is_checked(field, value):
     if (value is None and field in CAN_BE_NONE) or (value in (-1, -0.5) and field in MAY_BE_NEGATIVE):
