@@ -72,7 +72,7 @@ def run_part(part: Part) -> PartResult:
     started = time.perf_counter()
     with TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         try:
             done = subprocess.run(

@@ -22,7 +22,7 @@ def resolve_model_path(path_or_id: str | Path, revision: str | None = None, *, w
     if folder.exists():
         raise ModelLoadError(f"model={name!r} is a file: give the folder that holds it, with its config.json.")
     if isinstance(path_or_id, Path) or not _HUB_ID.match(name):
-        raise ModelLoadError(f"model={shorten(name)}: no such folder, and not a hub id of the form 'owner/name'.")
+        raise ModelLoadError(f"model={shorten(name, 200)}: no such folder, and not a hub id of the form 'owner/name'.")
     return _download(name, revision, weights)
 
 
