@@ -16,6 +16,8 @@ from kernels.dispatch import choose
 
 MAX_HEAD_DIM, MAX_GROUP = 256, 64
 """What the Triton kernels are written for."""
+DECODE_ROWS = 64
+"""Query tokens times heads of a group that one program of the split decode kernel takes."""
 TREE_TOKENS = 64
 """Query tokens of a sequence that a tree mask can tell apart: the bits of an int64."""
 
@@ -160,12 +162,12 @@ def cascade_attention(
 
 def _triton(*arguments: Any, **options: Any) -> None:
     """The decode kernel for sequences whose query rows fit one program of it, the prefill kernel for the others."""
-    from kernels.triton.paged_decode import MAX_ROWS, paged_decode
+    from kernels.triton.paged_decode import paged_decode
     from kernels.triton.paged_prefill import paged_prefill
 
     q, k_cache, v_cache, table, starts, lens, causal, max_query_len, num_short = arguments
     short = 0
-    if max_query_len is not None and max_query_len * (q.shape[1] // k_cache.shape[1]) <= MAX_ROWS:
+    if max_query_len is not None and max_query_len * (q.shape[1] // k_cache.shape[1]) <= DECODE_ROWS:
         short = table.shape[0] if num_short is None else min(num_short, table.shape[0])
         rows = q[: short * max_query_len]  # bounds the memory that splits take
         first = (table[:short], starts[: short + 1], lens[:short])

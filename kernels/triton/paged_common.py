@@ -14,12 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.paged import why_not_paged
 from kernels.triton.arch import Arch, current
 from kernels.triton.common import LOG2E, compute_dtype, e4m3_decode, tanh, to_dtype
 
 TREE_TOKENS = tl.constexpr(64)
 """Query tokens that one word of a tree mask covers."""
-MAX_GROUP = 64
 KV_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.float8_e4m3fn)
 _KV_NAMES = "float32, float16, bfloat16, int8, float8_e4m3fn"
 
@@ -239,11 +239,8 @@ def inspect(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, sc
         raise ValueError("q and the caches need a last dimension without gaps, and both caches the same strides.")
     if page * k_cache.stride(2) >= 2**31:
         raise ValueError(f"a page of {page} tokens spans more than 2^31 elements of the cache: use smaller pages.")
-    if dim > 256 or heads // kv_heads > MAX_GROUP:
-        limits = f"up to 256 dimensions and {MAX_GROUP} heads a group"
-        raise ValueError(
-            f"heads of {dim} in groups of {heads // kv_heads} have no Triton kernel: {limits} are supported."
-        )
+    if (reason := why_not_paged(dim, heads // kv_heads)) is not None:
+        raise ValueError(f"heads of {dim} in groups of {heads // kv_heads} have no Triton kernel: {reason}.")
     fp8_bits = k_cache.dtype == torch.float8_e4m3fn and not arch.has_fp8
     return PagedShape(arch, tokens, block_table.shape[0], heads, kv_heads, dim, page, k_cache.itemsize, fp8_bits)
 

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.paged import DECODE_ROWS
 from kernels.triton.launch import launch
 from kernels.triton.merge import merge_splits
 from kernels.triton.paged_common import (
@@ -30,8 +31,6 @@ from kernels.triton.paged_common import (
     store_rows,
 )
 
-MAX_ROWS = 64
-"""Query tokens times heads of a group that one program takes."""
 _MAX_SPLITS = 64
 
 
@@ -185,8 +184,8 @@ def paged_decode(
     Rows of no sequence are left as they are. See `kernels.paged_attention` for shapes.
     """
     shape = inspect(q, k_cache, v_cache, block_table, scales, architecture(q))
-    if max_query_len * shape.group > MAX_ROWS:
-        raise ValueError(f"{max_query_len} query tokens of {shape.group} heads a group exceed {MAX_ROWS} rows.")
+    if max_query_len * shape.group > DECODE_ROWS:
+        raise ValueError(f"{max_query_len} query tokens of {shape.group} heads a group exceed {DECODE_ROWS} rows.")
     config = pick_config(shape, max_query_len)
     splits = num_splits or pick_splits(shape, block_table.shape[1] * shape.page, config["BLOCK_N"], config["MIN_TILES"])
     out = torch.empty_like(q) if out is None else out

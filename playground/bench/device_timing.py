@@ -84,7 +84,7 @@ class Ceilings:
     """What this device reached in this run: the bounds that the kernels are held against. None on a CPU."""
 
     copy_bytes_per_second: float | None
-    """Bytes read plus bytes written, of the best of several copies of 1 GiB."""
+    """Bytes read plus bytes written, of a fast (20th percentile) copy of 1 GiB."""
     matmul_flops: float | None
     """Of an 8192^3 product in bfloat16 by cuBLAS."""
 

@@ -18,7 +18,7 @@ from kernels.cpu_attention import Piece, varlen_attention, varlen_pieces
 from kernels.cpu_paged import PagedPlan, Workspace, arrange, token_order
 from kernels.flash import flash_attention_varlen
 from kernels.host import to_device
-from kernels.paged import paged_attention
+from kernels.paged import DECODE_ROWS, paged_attention
 from playground.models.batch import ModelBatch
 from playground.models.config import DecoderConfig
 from playground.models.kv_cache import KVCache
@@ -160,7 +160,7 @@ class TritonAttention:
     def __init__(self, config: DecoderConfig, batch: ModelBatch, kv_cache: KVCache, rope: RopeTable | None) -> None:
         self._config, self._cache, self._batch = config, kv_cache, batch
         # Decodes stand before prompts: the first few tokens of a sequence take the split kernel, long chunks the other.
-        few = 64 // (config.num_heads // config.num_kv_heads)
+        few = DECODE_ROWS // (config.num_heads // config.num_kv_heads)
         short = list(itertools.takewhile(lambda length: length <= few, batch.query_lens))
         self._num_short, self._max_query_len = len(short), max(short, default=0)
         self._tables = None if rope is None else rope.whole(config.max_position_embeddings)

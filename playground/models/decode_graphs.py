@@ -138,7 +138,8 @@ class _CudaRecorder:
                 forward()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        # Another thread (a second engine) may allocate meanwhile: only this thread's calls are watched.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             logits = forward()
         self._pool = graph.pool()
 

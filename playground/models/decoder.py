@@ -75,7 +75,6 @@ class Decoder:
         self._workspace = Workspace()
         self._gated = config.gated_mlp
         self._activation = ACTIVATIONS[config.activation]
-        self._num_threads = torch.get_num_threads()
         self._layer_size = _parameters(weights.layers[0]) if weights.layers else 0
 
     @torch.inference_mode()
@@ -85,14 +84,15 @@ class Decoder:
         Writes the batch's keys and values to `kv_cache`; with None, the batch holds whole sequences and attention
         runs over their own keys and values.
         """
-        if self.device.type != "cpu":
+        threads = torch.get_num_threads()
+        small = len(batch.token_ids) * self._layer_size < _SERIAL_MULTIPLY_ADDS
+        if self.device.type != "cpu" or threads == 1 or not small:
             return self._forward(batch, kv_cache)
-        serial = len(batch.token_ids) * self._layer_size < _SERIAL_MULTIPLY_ADDS
-        torch.set_num_threads(1 if serial else self._num_threads)
+        torch.set_num_threads(1)
         try:
             return self._forward(batch, kv_cache)
         finally:
-            torch.set_num_threads(self._num_threads)
+            torch.set_num_threads(threads)
 
     __call__ = forward
 

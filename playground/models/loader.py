@@ -57,7 +57,7 @@ def load_model(
         config = config.with_sliding_window(sliding_window)
     dtype = usable_dtype(config.dtype if dtype is None else dtype, device)
     if dummy:
-        weights = build_weights(config, DummyTensors(config, seed), dtype, device)
+        weights = build_weights(config, DummyTensors(config, seed, device), dtype, device)
     else:
         with Checkpoint(path) as checkpoint:
             weights = build_weights(config, check_names(config, checkpoint), dtype, device)

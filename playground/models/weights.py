@@ -27,7 +27,8 @@ class TensorSource(Protocol):
 class DummyTensors:
     """Random weights of a config's shapes: matrices scaled so that activations and logits stay near 1."""
 
-    def __init__(self, config: DecoderConfig, seed: int) -> None:
+    def __init__(self, config: DecoderConfig, seed: int, device: torch.device) -> None:
+        self._device = device  # drawn where they are needed: 8 B numbers take minutes on a CPU
         self._shapes = tensor_shapes(config)
         self._order = {name: number for number, name in enumerate(self._shapes)}
         self._transposed, self._embed = config.family.transposed, f"{config.family.names.embed}.weight"
@@ -38,10 +39,14 @@ class DummyTensors:
         if len(shape) == 1:
             use(torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape))
             return
-        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + self._order[name]) % 2**63)
+        generator = torch.Generator(self._device).manual_seed((self._seed * 1_000_003 + self._order[name]) % 2**63)
         inputs = shape[0] if self._transposed and name != self._embed else shape[1]
         # bfloat16 noise halves the memory of the largest temporary and is noise all the same.
-        use(torch.empty(shape, dtype=torch.bfloat16).normal_(0.0, inputs**-0.5, generator=generator))
+        use(
+            torch.empty(shape, dtype=torch.bfloat16, device=self._device).normal_(
+                0.0, inputs**-0.5, generator=generator
+            )
+        )
 
 
 def build_weights(

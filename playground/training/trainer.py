@@ -137,13 +137,13 @@ class Trainer:
         target = Path(self.config.export_dir) if self.config.export_dir else self.output / "export"
         if self.group.rank > 0:
             return target
+        self._save()  # before the average, which a run that is resumed at its end takes anew
         self._average_with_start()
         self._evaluate()
         documents = [d for documents in self.corpus.held_out.values() for d in documents]
         random.Random(self.config.seed).shuffle(documents)
         positions = loss_by_position(self.model, self.tokenizer, documents, POSITION_ROWS)
         (self.output / "positions.json").write_text(json.dumps(positions) + "\n")
-        self._save()
         export_model(self.model, self.tokenizer, target)
         log.info("done: %d steps, %d tokens, exported to %s", self.progress.step, self.progress.tokens, target)
         return target

@@ -11,10 +11,17 @@ from playground import Engine, EngineConfig
 EngineFactory = Callable[..., Engine]
 
 
-def given_fields(config: pytest.Config) -> dict[str, Any]:
-    """What `--engine FIELD=VALUE` asked for."""
+def with_given_fields(defaults: dict[str, Any], fields: dict[str, Any], config: pytest.Config) -> dict[str, Any]:
+    """Fields of a test's engine: `defaults`, what `--engine FIELD=VALUE` asked for, what the test itself is about.
+
+    A test about another attention, or about no cache, has no recorded decode steps.
+    """
     pairs = (option.partition("=") for option in config.getoption("--engine"))
-    return {field: {"true": True, "false": False}.get(value, value) for field, _, value in pairs}
+    given = {field: {"true": True, "false": False}.get(value, value) for field, _, value in pairs}
+    merged = {**defaults, **given, **fields}
+    if merged.get("kv_cache") == "none" or merged.get("attention") != "triton":
+        merged.pop("cuda_graphs", None)
+    return merged
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def make_engine(tiny_model: Path, pytestconfig: pytest.Config) -> Iterator[Engin
         }
         if fields.get("kv_cache") == "none":
             del defaults["num_kv_blocks"]  # refused there, since it would mean nothing
-        engine = Engine(EngineConfig(**{**defaults, **given_fields(pytestconfig), **fields}))
+        engine = Engine(EngineConfig(**with_given_fields(defaults, fields, pytestconfig)))
         engines.append(engine)
         return engine
 

@@ -7,7 +7,7 @@ import torch
 
 from playground import Engine, EngineConfig, SamplingParams
 from tests.checkpoints import VARIANTS, checkpoint, reference_model
-from tests.engine.conftest import given_fields
+from tests.engine.conftest import with_given_fields
 
 PROMPTS = [[7, 30, 99, 12, 5], [11], list(range(20, 90)), [250, 3, 3, 3, 17, 80, 41, 200, 6, 1, 9]]
 GREEDY = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
@@ -39,8 +39,8 @@ def greedy_tokens_of_transformers(variant: str) -> list[list[int]]:
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sixty_four_greedy_tokens_equal_transformers(variant, execution, pytestconfig):
-    fields = {"device": "cpu", "dtype": "float32", "num_kv_blocks": 200, "block_size": 4}
-    fields |= {**EXECUTIONS[execution], **given_fields(pytestconfig)}
+    defaults = {"device": "cpu", "dtype": "float32", "num_kv_blocks": 200, "block_size": 4}
+    fields = with_given_fields(defaults, EXECUTIONS[execution], pytestconfig)
     config = EngineConfig(model=str(checkpoint(variant)), **fields)
     with Engine(config) as engine:
         outputs = engine.generate(PROMPTS, GREEDY)

@@ -125,6 +125,12 @@ def test_what_is_exported_is_averaged_with_the_start_as_asked(tmp_path: Path) ->
     trainer._average_with_start()
     for name, start in weights_of(exported).items():
         assert torch.allclose(trainer.model.named_weights()[name], 0.25 * start.float() + 1.5)
+    averaged = write_config(
+        tmp_path, tiny_config(tmp_path, **changes | {"start_weight": 0.5, "output_dir": str(tmp_path / "a")})
+    )
+    first = weights_of(train(averaged))
+    again = weights_of(train(averaged, resume=True))  # a finished run, exported once more: averaged once, not twice
+    assert all(torch.equal(first[name], again[name]) for name in first)
     with pytest.raises(ConfigError, match="start_weight needs init_from"):
         parse_config(tiny_config(tmp_path, start_weight=0.5))
 
