@@ -14,16 +14,55 @@ from playground.validation import Validated, shorten
 SpeculationMethod = Literal["draft", "ngram", "layer_skip", "suffix", "eagle"]
 QUANTIZATION_SHORT_NAMES = ("int8", "int4", "int2", "nf4", "fp8", "w8a8", "gptq-int4", "awq-int4")
 NOT_YET = "is not available yet in this version"
+MAX_DRAFTS = 64
+MAX_TREE_DRAFTS = 63
+"""A tree and the token before it fill the 64 bits of an attention mask."""
 
 
 class SpeculationConfig(Validated):
-    """How tokens are drafted and verified. Not available yet: `EngineConfig` refuses it with that reason."""
+    """How tokens are drafted and verified. Raises `ConfigError`, one sentence, at construction."""
 
     method: SpeculationMethod = Field("draft", description="draft, ngram, layer_skip, suffix or eagle")
-    num_tokens: int | Literal["auto"] = Field(4, description="a whole number from 1 to 64, or 'auto'")
+    num_tokens: int | Literal["auto"] = Field(4, description=f"a whole number from 1 to {MAX_DRAFTS}, or 'auto'")
     verification: Literal["rejection", "coupled"] = Field("rejection", description="rejection or coupled")
-    tree_width: int = Field(1, ge=1, le=16, description="a whole number from 1 to 16")
+    tree_width: int = Field(1, ge=1, le=16, description="a whole number from 1 to 16; 1 drafts chains")
     max_batch_size: int | None = Field(None, ge=1, description="None or a whole number of at least 1")
+    max_num_tokens: int = Field(8, ge=1, le=MAX_DRAFTS, description=f"a whole number from 1 to {MAX_DRAFTS}")
+    """Most drafts at once where num_tokens is "auto"."""
+    ngram_min: int = Field(1, ge=1, le=32, description="a whole number from 1 to 32")
+    ngram_max: int = Field(4, ge=1, le=32, description="a whole number from ngram_min to 32")
+    """For method "ngram": how many of the last tokens must have occurred before."""
+    skip_layers: tuple[int, ...] | None = Field(None, description="None (every second layer) or a list of layers")
+    """For method "layer_skip": the target's layers, counted from 0, that the draft leaves out."""
+
+    @field_validator("num_tokens", mode="before")
+    @classmethod
+    def _num_tokens(cls, value: Any) -> Any:
+        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_DRAFTS
+        if whole or value == "auto":
+            return value
+        raise ValueError(
+            f"num_tokens={shorten(value)} is not allowed: give a whole number from 1 to {MAX_DRAFTS}, or 'auto'."
+        )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SpeculationConfig":
+        if self.ngram_min > self.ngram_max:
+            raise ValueError(f"ngram_min={self.ngram_min} is above ngram_max={self.ngram_max}: lower ngram_min.")
+        if self.tree_width > 1:
+            if self.method != "draft":
+                raise ValueError(f"tree_width={self.tree_width} needs method='draft': {self.method!r} makes chains.")
+            if self.tree_width * self.most_drafts > MAX_TREE_DRAFTS:
+                raise ValueError(
+                    f"a tree of width {self.tree_width} and depth {self.most_drafts} has more than the "
+                    f"{MAX_TREE_DRAFTS} drafts that are verified at once: lower tree_width or num_tokens."
+                )
+        return self
+
+    @property
+    def most_drafts(self) -> int:
+        """The longest chain, or the depth of the deepest tree."""
+        return self.max_num_tokens if self.num_tokens == "auto" else self.num_tokens
 
 
 class QuantizationConfig(Validated):
@@ -91,6 +130,12 @@ class EngineConfig(Validated):
     @model_validator(mode="after")
     def _fits_together(self) -> "EngineConfig":
         self._refuse_what_is_not_there_yet()
+        if self.draft_model is not None and self.speculation is not None:
+            if self.speculation.method not in ("draft", "eagle"):
+                raise ValueError(
+                    f"draft_model={shorten(self.draft_model)} is of no use to speculation method "
+                    f"{self.speculation.method!r}: leave it out, or give method 'draft' or 'eagle'."
+                )
         if self.kv_cache == "none" and self.num_kv_blocks is not None:
             raise ValueError("num_kv_blocks has no meaning with kv_cache='none', which keeps no KV: leave it out.")
         if self.kv_cache != "paged" and "prefix_caching" in self.model_fields_set and self.prefix_caching:
@@ -104,8 +149,6 @@ class EngineConfig(Validated):
 
     def _refuse_what_is_not_there_yet(self) -> None:
         refusals: list[tuple[bool, str, Any]] = [
-            (self.draft_model is not None, "draft_model", self.draft_model),
-            (self.speculation is not None, "speculation", "SpeculationConfig"),
             (self.quantization is not None, "quantization", self.quantization),
             (self.kv_cache_dtype in ("fp8", "int8"), "kv_cache_dtype", self.kv_cache_dtype),
             (self.compile, "compile", True),

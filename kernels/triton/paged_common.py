@@ -240,7 +240,7 @@ def inspect(q: Tensor, k_cache: Tensor, v_cache: Tensor, block_table: Tensor, sc
     if page * k_cache.stride(2) >= 2**31:
         raise ValueError(f"a page of {page} tokens spans more than 2^31 elements of the cache: use smaller pages.")
     if (reason := why_not_paged(dim, heads // kv_heads)) is not None:
-        raise ValueError(f"heads of {dim} in groups of {heads // kv_heads} have no Triton kernel: {reason}.")
+        raise ValueError(f"the Triton kernels cannot run: {reason}.")
     fp8_bits = k_cache.dtype == torch.float8_e4m3fn and not arch.has_fp8
     return PagedShape(arch, tokens, block_table.shape[0], heads, kv_heads, dim, page, k_cache.itemsize, fp8_bits)
 

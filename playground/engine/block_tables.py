@@ -174,6 +174,15 @@ class BlockTables:
         request.kv_blocks_peak = max(request.kv_blocks_peak, held)
         return copies
 
+    def shrink(self, request: Request) -> None:
+        """Give back the blocks at the end that hold no computed token: they were taken for drafts that did not stay."""
+        num_blocks = cdiv(request.num_computed_tokens, self.block_size)
+        if len(request.block_table) > num_blocks:
+            self._acting_for = request.request_id
+            surplus = request.block_table[num_blocks:]
+            del request.block_table[num_blocks:]
+            self.pool.release(reversed(surplus))
+
     def _trim(self, request: Request) -> None:
         """Release the blocks that have slid out of the window of the next token and all later ones."""
         if self.window is None:

@@ -8,13 +8,16 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from playground.engine.events import Event, EventStream, RequestEvent, RequestState, ScheduledSlice, StepEvent
 from playground.engine.executor import Executor, InFlightStep, StepResult
 from playground.engine.outputs import EngineStats, FinishReason
 from playground.engine.request import RequestStatus
-from playground.engine.scheduler import Scheduler, SchedulerOutput
+from playground.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
+from playground.engine.speculation.controller import StepCost
+from playground.engine.speculation.proposal import Outcome
 from playground.engine.tracker import SampleTracker
 
 logger = logging.getLogger(__name__)
@@ -103,6 +106,8 @@ class EngineCore:
         """
         if self._in_flight and self._needs_ids():
             self._collect_oldest()
+        if self.executor.speculator is not None:
+            self.executor.speculator.plan(self.scheduler.running)
         started = time.perf_counter_ns()
         tables = self.scheduler.tables
         if tables is not None:
@@ -144,13 +149,10 @@ class EngineCore:
         ended = time.perf_counter_ns()
         num_prompt = self._count_prompt_tokens(step.output)
         self._publish_stats()
-        self._record_rate(ended, ended - max(step.started_ns, self._last_ended_ns), num_prompt, len(emitted))
+        self._record_rate(ended, ended - max(step.started_ns, self._last_ended_ns), num_prompt, sum(emitted.values()))
         self._last_ended_ns = ended
         if self.events.active:
-            slices = tuple(
-                ScheduledSlice(s.request.request_id, s.start, s.num_tokens, int(s.request.request_id in emitted))
-                for s in step.output.scheduled
-            )
+            slices = tuple(_scheduled_slice(one, result, emitted) for one in step.output.scheduled)
             self._pending.append(self._step_event(step, result, ended - collected, slices, num_prompt))
         self._flush_events()
 
@@ -166,8 +168,7 @@ class EngineCore:
         outputs = [failed.output, *(step.output for step in self._in_flight)]
         self._in_flight.clear()
         rewound, freed = self.scheduler.rewind(outputs)
-        if self.executor.kv_cache is not None:
-            self.executor.kv_cache.zero_blocks(freed)
+        self.executor.zero_blocks(freed)
         self._suspects |= {request.request_id for request in rewound}
         now_ns = time.perf_counter_ns()
         for request in rewound:
@@ -197,20 +198,20 @@ class EngineCore:
             self._samples[stuck.request_id], "error", "the request could not be scheduled: the KV pool is exhausted"
         )
 
-    def _account(self, output: SchedulerOutput, result: StepResult, now_ns: int) -> set[int]:
-        """Record the step's outcome; returns the ids of the requests that got a token.
+    def _account(self, output: SchedulerOutput, result: StepResult, now_ns: int) -> dict[int, int]:
+        """Record the step's outcome; returns how many tokens each request got, by id.
 
         A request may have ended while the step was in flight: whatever the step has for it is dropped.
         """
         new_tokens: dict[int, list[int]] = {}
         errors = {request_id: error for request_id, error in result.errors.items() if request_id in self._samples}
-        for request_id, token in result.sampled.items():
+        for request_id, outcome in result.outcomes.items():
             if request_id not in self._samples:
                 continue
-            if token.error is not None:
-                errors[request_id] = token.error
+            if outcome.error is not None:
+                errors[request_id] = outcome.error
             else:
-                new_tokens[request_id] = [token.token_id]
+                new_tokens[request_id] = [token.token_id for token in outcome.tokens]
         for request_id, error in errors.items():
             self._end(self._samples[request_id], "error", error)
         for one in output.scheduled:
@@ -219,15 +220,39 @@ class EngineCore:
             if entries and kept is not None and kept.prompt_logprobs is not None:
                 kept.prompt_logprobs[one.start + 1 : one.start + 1 + len(entries)] = entries
         self.scheduler.update(output, new_tokens)
+        self._observe_speculation(output, result, new_tokens)
         for request_id in new_tokens:
-            self._deliver(self._samples[request_id], result, now_ns)
-        return set(new_tokens)
+            self._deliver(self._samples[request_id], result.outcomes[request_id], now_ns)
+        return {request_id: len(token_ids) for request_id, token_ids in new_tokens.items()}
 
-    def _deliver(self, sample: SampleTracker, result: StepResult, now_ns: int) -> None:
+    def _observe_speculation(
+        self, output: SchedulerOutput, result: StepResult, new_tokens: Mapping[int, Sequence[int]]
+    ) -> None:
+        speculator = self.executor.speculator
+        if speculator is None:
+            return
+        for request_id in new_tokens:
+            sample, outcome = self._samples[request_id], result.outcomes[request_id]
+            speculator.settle(sample.request, outcome)
+            if outcome.num_positions:
+                sample.note_drafts(outcome, result.draft_ns, result.forward_ns)
+        if new_tokens and all(one.num_tokens - one.num_drafts == 1 for one in output.scheduled):  # no prompts
+            num_drafts = sum(one.num_drafts for one in output.scheduled)
+            speculator.observe_step(
+                StepCost(
+                    len(output.scheduled),
+                    output.num_tokens,
+                    num_drafts,
+                    result.draft_ns,
+                    result.prepare_ns + result.forward_ns + result.sample_ns,
+                )
+            )
+
+    def _deliver(self, sample: SampleTracker, outcome: Outcome, now_ns: int) -> None:
         self._suspects.discard(sample.request.request_id)
         is_first = sample.first_token_ns is None
         try:
-            reason = sample.add_token(result.sampled[sample.request.request_id], now_ns)
+            reason = sample.add_tokens(outcome.tokens, now_ns)
         except Exception as error:  # a tokenizer that cannot decode its own ids must not take the others along
             logger.exception("request %d could not be decoded", sample.request.request_id)
             self._end(sample, "error", f"the tokens could not be decoded: {type(error).__name__}: {error}")
@@ -246,10 +271,12 @@ class EngineCore:
     def _leave(self, sample: SampleTracker, reason: FinishReason) -> None:
         overran = sample.request.num_pending_tokens > 0
         freed = self.scheduler.finish(sample.request, reason)
-        if self.executor.kv_cache is not None:
-            # NaN in a stale slot would survive masking (0 * NaN), so what a failed request wrote is wiped. So is the
-            # last block of one that had its next step launched already: nobody will look at that step's logits.
-            self.executor.kv_cache.zero_blocks(freed if reason == "error" else freed[:overran])
+        # NaN in a stale slot would survive masking (0 * NaN), so what a failed request wrote is wiped. So is the
+        # last block of one that had its next step launched already: nobody will look at that step's logits.
+        self.executor.zero_blocks(freed if reason == "error" else freed[:overran])
+        if self.executor.speculator is not None:
+            sample.speculation = self.executor.speculator.state(sample.request)
+            self.executor.speculator.forget(sample.request)
         del self._samples[sample.request.request_id]
         self._suspects.discard(sample.request.request_id)
         now_ns = time.perf_counter_ns()
@@ -298,14 +325,15 @@ class EngineCore:
             step=self._num_steps,
             time_ns=step.started_ns,
             schedule_ns=step.schedule_ns,
+            draft_ns=result.draft_ns,
             prepare_ns=result.prepare_ns,
             forward_ns=result.forward_ns,
             sample_ns=result.sample_ns,
             post_ns=post_ns,
             num_prefill_tokens=num_prompt,
             num_decode_tokens=output.num_tokens - num_prompt,
-            num_draft_tokens=0,
-            num_accepted_tokens=0,
+            num_draft_tokens=sum(len(one.draft_ids) for one in slices),
+            num_accepted_tokens=sum(len(one.accepted_drafts) for one in slices),
             num_emitted_tokens=sum(one.num_emitted for one in slices),
             num_running=len(self.scheduler.running),
             num_waiting=self.scheduler.num_waiting,
@@ -366,3 +394,20 @@ class EngineCore:
         values["prompt_tokens_per_second"] = sum(entry[2] for entry in recent) / busy_seconds
         values["generated_tokens_per_second"] = sum(entry[3] for entry in recent) / busy_seconds
         return EngineStats(**values)
+
+
+def _scheduled_slice(one: ScheduledRequest, result: StepResult, emitted: Mapping[int, int]) -> ScheduledSlice:
+    request_id = one.request.request_id
+    if request_id not in emitted:
+        return ScheduledSlice(request_id, one.start, one.num_tokens, 0)
+    outcome = result.outcomes[request_id]
+    return ScheduledSlice(
+        request_id,
+        one.start,
+        one.num_tokens,
+        emitted[request_id],
+        outcome.draft_ids,
+        outcome.path,
+        tuple(token.token_id for token in outcome.tokens),
+        outcome.has_bonus,
+    )

@@ -34,6 +34,7 @@ from playground.engine.resolve import (
 )
 from playground.engine.sampler import Sampler
 from playground.engine.scheduler import Scheduler, SchedulerConfig
+from playground.engine.speculation.setup import Draft, build_speculator, load_draft
 from playground.engine.tracker import SampleTracker, SubmissionTracker
 from playground.errors import ConfigError, RequestError
 from playground.models.bundled import BUNDLED_MODEL
@@ -75,7 +76,12 @@ class Engine:
             sliding_window=given.sliding_window,
             seed=given.seed,
         )
-        self.config: EngineConfig = resolve_config(given, loaded.config, loaded.path, device, dtype, attention)
+        draft = load_draft(given, loaded, device, dtype)
+        self.config: EngineConfig = resolve_config(
+            given, loaded.config, loaded.path, device, dtype, attention, draft_kv=draft.kv_config if draft else None
+        )
+        if draft is not None:
+            self.config = self.config.resolved(speculation=draft.config, draft_model=draft.path)
         self.model_config: DecoderConfig = loaded.config
         self.tokenizer = _load_tokenizer(loaded, given.load_format == "dummy")
         self.events = EventStream()
@@ -83,7 +89,7 @@ class Engine:
         self._prompts = PromptReader(self.tokenizer, loaded.config.vocab_size, self._max_model_len)
         self._request_ids = itertools.count(1)
         self._submit_lock = threading.Lock()
-        self._core: EngineCore | None = self._build_core(loaded, device)
+        self._core: EngineCore | None = self._build_core(loaded, draft, device)
         self._loop = EngineLoop(self._core)
         self._last_stats = EngineStats()
 
@@ -92,7 +98,7 @@ class Engine:
         assert self.config.max_model_len is not None
         return self.config.max_model_len
 
-    def _build_core(self, loaded: LoadedModel, device: torch.device) -> EngineCore:
+    def _build_core(self, loaded: LoadedModel, draft: Draft | None, device: torch.device) -> EngineCore:
         config = self.config
         block_size, num_blocks = self._block_layout()
         tables = kv_cache = None
@@ -117,19 +123,25 @@ class Engine:
         )
         self._scheduler = Scheduler(limits, tables)
         sampler = Sampler(loaded.config.vocab_size, device)
+        speculator = None
+        if draft is not None:
+            pool = tables.pool if tables is not None else None
+            speculator = build_speculator(draft, loaded.model, kv_cache, pool, config, self._eos_token_ids)
         executor = Executor(
             self._stepper(loaded.model, kv_cache),
             kv_cache,
             sampler,
             block_size=block_size,
             eos_token_ids=self._eos_token_ids,
+            speculator=speculator,
         )
+        draft_kv = speculator.own_kv_cache if speculator is not None else None
         base_stats = EngineStats(
             kv_blocks_total=num_blocks,
             kv_blocks_empty=num_blocks,
             kv_block_size=block_size,
-            memory_weights_bytes=loaded.weights_bytes,
-            memory_kv_bytes=kv_cache.nbytes if kv_cache is not None else 0,
+            memory_weights_bytes=loaded.weights_bytes + (draft.weights_bytes if draft is not None else 0),
+            memory_kv_bytes=sum(cache.nbytes for cache in (kv_cache, draft_kv) if cache is not None),
         )
         # On the CPU a launch is the work itself, so that there is nothing to overlap with.
         return EngineCore(self._scheduler, executor, self.events, base_stats, overlap=device.type == "cuda")
@@ -140,7 +152,10 @@ class Engine:
         if not config.cuda_graphs or kv_cache is None:
             return model
         max_blocks = -(-self._max_model_len // kv_cache.block_size)
-        return DecodeGraphs(model, kv_cache, max_num_seqs=config.max_num_seqs, max_blocks=max_blocks)
+        longest = config.speculation.most_drafts + 1 if config.speculation is not None else 1
+        return DecodeGraphs(
+            model, kv_cache, max_num_seqs=config.max_num_seqs, max_blocks=max_blocks, max_query_len=longest
+        )
 
     def _block_layout(self) -> tuple[int, int]:
         """(block size, number of blocks). A contiguous cache is a paged one with a block for a whole sequence."""

@@ -19,6 +19,14 @@ class ScheduledSlice(NamedTuple):
     """Tokens run in the step."""
     num_emitted: int
     """Output tokens that came out of it."""
+    draft_ids: tuple[int, ...] = ()
+    """Draft tokens that the step verified."""
+    accepted_drafts: tuple[int, ...] = ()
+    """Which of them stayed (indices, in order): the first `len(accepted_drafts)` of the emitted tokens."""
+    token_ids: tuple[int, ...] = ()
+    """The emitted tokens: accepted drafts, then the target's own."""
+    has_bonus: bool = False
+    """Whether the last emitted token came on top of drafts that were all accepted; else it replaced a rejected one."""
 
 
 class StepEvent(NamedTuple):
@@ -30,6 +38,8 @@ class StepEvent(NamedTuple):
     step: int
     time_ns: int
     schedule_ns: int
+    draft_ns: int
+    """Time spent on making drafts."""
     prepare_ns: int
     forward_ns: int
     sample_ns: int
@@ -51,7 +61,7 @@ class StepEvent(NamedTuple):
 
     @property
     def duration_ns(self) -> int:
-        return self.schedule_ns + self.prepare_ns + self.forward_ns + self.sample_ns + self.post_ns
+        return self.schedule_ns + self.draft_ns + self.prepare_ns + self.forward_ns + self.sample_ns + self.post_ns
 
 
 RequestState = Literal["queued", "running", "first_token", "preempted", "finished"]

@@ -7,15 +7,19 @@ device. A batch that fails is run again request by request, so that one bad requ
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from kernels.host import to_device
+from playground.engine.batches import UNKNOWN, BatchSlice, build_batch, put_tokens
 from playground.engine.outputs import TokenLogprob
-from playground.engine.sampler import DrawnTokens, SampledToken, Sampler, SamplingRow
+from playground.engine.sampler import Sampler, SamplingRow
 from playground.engine.scheduler import ScheduledRequest, SchedulerOutput
+from playground.engine.speculation.proposal import Outcome, Proposal
+from playground.engine.speculation.speculator import Speculator
+from playground.engine.speculation.verification import Candidate, match_drafts, reject_drafts
 from playground.models.batch import ModelBatch
 from playground.models.decode_graphs import DecodeGraphs
 from playground.models.decoder import Decoder
@@ -23,17 +27,15 @@ from playground.models.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
 
-PENDING = -1
-"""Stands on the host for a token that only the device knows; no embedding has it, so a missed one cannot pass."""
-
 
 @dataclass(slots=True)
 class StepResult:
     """What a step produced, by request id, and where its time went (nanoseconds)."""
 
-    sampled: dict[int, SampledToken] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    draft_ns: int = 0
     prepare_ns: int = 0
     forward_ns: int = 0
     sample_ns: int = 0
@@ -44,7 +46,10 @@ class _Draw:
     """Tokens of one launched batch, and whose they are."""
 
     request_ids: list[int]
-    tokens: DrawnTokens
+    resolve: Callable[[], list[Outcome]]
+    """Waits for the tokens."""
+    token_ids: torch.Tensor | None = None
+    """int64 [len(request_ids)] on the device, still unread; None where requests may have got several."""
 
 
 @dataclass(slots=True)
@@ -58,14 +63,16 @@ class InFlightStep:
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
     """Requests that failed at launch; they have no token."""
+    draft_ns: int = 0
     prepare_ns: int = 0
     forward_ns: int = 0
     sample_ns: int = 0
 
     def tokens_of(self, request_ids: Sequence[int]) -> torch.Tensor:
         """The tokens drawn for these requests, int64 on the device and still unread."""
-        row_of = {request_id: row for row, request_id in enumerate(i for d in self.draws for i in d.request_ids)}
-        drawn = [one.tokens.token_ids for one in self.draws]
+        known = [(one.request_ids, one.token_ids) for one in self.draws if one.token_ids is not None]
+        row_of = {request_id: row for row, request_id in enumerate(i for ids, _ in known for i in ids)}
+        drawn = [tokens for _, tokens in known]
         token_ids = drawn[0] if len(drawn) == 1 else torch.cat(drawn)
         rows = [row_of[request_id] for request_id in request_ids]
         if rows == list(range(len(row_of))):
@@ -77,11 +84,11 @@ class InFlightStep:
         self.draws = [drawn for drawn in self.draws if drawn.request_ids != [one.request.request_id]]
 
 
-def _read(step: InFlightStep) -> dict[int, SampledToken]:
+def _read(step: InFlightStep) -> dict[int, Outcome]:
     return {
-        request_id: token
+        request_id: outcome
         for one in step.draws
-        for request_id, token in zip(one.request_ids, one.tokens.resolve(), strict=True)
+        for request_id, outcome in zip(one.request_ids, one.resolve(), strict=True)
     }
 
 
@@ -96,12 +103,14 @@ class Executor:
         *,
         block_size: int,
         eos_token_ids: frozenset[int],
+        speculator: Speculator | None = None,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
         self.sampler = sampler
         self.block_size = block_size
         self.eos_token_ids = eos_token_ids
+        self.speculator = speculator
 
     def execute(self, output: SchedulerOutput) -> StepResult:
         """Run one step and wait for it. Never raises for what a request caused: see `StepResult.errors`."""
@@ -111,14 +120,16 @@ class Executor:
     def launch(self, output: SchedulerOutput, before: InFlightStep | None = None) -> InFlightStep:
         """Send a step to the device without waiting for its tokens; only prompt logprobs are read here.
 
-        Tokens that the host does not know yet are taken on the device from `before`, the step that draws them. Never
-        raises for what a request caused: see `InFlightStep.errors`.
+        Tokens that the host does not know yet are taken on the device from `before`, the step that draws them. Slices
+        of `output` that were planned with more drafts than could be made are shortened. Never raises for what a
+        request caused: see `InFlightStep.errors`.
         """
         step = InFlightStep(output.scheduled, before)
         try:
             if output.copies and self.kv_cache is not None:
-                self.kv_cache.copy_blocks(output.copies)
-            self._launch(output.scheduled, step)
+                self.copy_blocks(output.copies)
+            proposal = self._propose(step)
+            self._launch(output.scheduled, step, proposal)
         except Exception as error:
             logger.exception("a step of %d requests failed; running them one by one", len(output.scheduled))
             self._run_one_by_one(step, error)
@@ -134,41 +145,73 @@ class Executor:
         """
         started = time.perf_counter_ns()
         try:
-            sampled = _read(step)
+            outcomes = _read(step)
         except Exception as error:
             if not may_rerun:
                 raise
             logger.exception("reading a step of %d requests failed; running them one by one", len(step.scheduled))
             self._run_one_by_one(step, error)
-            sampled = _read(step)
+            outcomes = _read(step)
         waited = time.perf_counter_ns() - started
         return StepResult(
-            sampled, step.prompt_logprobs, step.errors, step.prepare_ns, step.forward_ns + waited, step.sample_ns
+            outcomes,
+            step.prompt_logprobs,
+            step.errors,
+            step.draft_ns,
+            step.prepare_ns,
+            step.forward_ns + waited,
+            step.sample_ns,
         )
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy KV blocks (source, destination), a draft model's too."""
+        assert self.kv_cache is not None
+        self.kv_cache.copy_blocks(pairs)
+        if self.speculator is not None:
+            self.speculator.copy_blocks(pairs)
+
+    def zero_blocks(self, ids: Sequence[int]) -> None:
+        """Overwrite KV blocks with zeros, a draft model's too."""
+        if self.kv_cache is not None:
+            self.kv_cache.zero_blocks(ids)
+        if self.speculator is not None:
+            self.speculator.zero_blocks(ids)
 
     def _run_one_by_one(self, step: InFlightStep, error: Exception) -> None:
         step.draws.clear()
         step.prompt_logprobs.clear()
         step.errors.clear()
+        step.scheduled[:] = [one.with_drafts(0) for one in step.scheduled]  # drafts may be what it failed of
         for one in step.scheduled:
             try:
                 if len(step.scheduled) == 1:
                     raise error
-                self._launch([one], step)
+                self._launch([one], step, None)
                 if one.produces_token:
-                    step.draws[-1].tokens.resolve()
+                    step.draws[-1].resolve()
             except Exception as own_error:
                 reason = " ".join(str(own_error).split()) or type(own_error).__name__
                 step.errors[one.request.request_id] = f"the step failed: {type(own_error).__name__}: {reason[:300]}"
                 step.drop(one)
 
-    def _launch(self, scheduled: Sequence[ScheduledRequest], step: InFlightStep) -> None:
+    def _propose(self, step: InFlightStep) -> Proposal | None:
+        if not any(one.num_drafts for one in step.scheduled):
+            return None
+        assert self.speculator is not None
         started = time.perf_counter_ns()
-        batch, rows = self._prepare(scheduled, step.before)
+        proposal = self.speculator.propose([one for one in step.scheduled if one.num_drafts])
+        made = {} if proposal is None else dict(zip(proposal.request_ids, proposal.counts, strict=True))
+        step.scheduled[:] = [one.with_drafts(made.get(one.request.request_id, 0)) for one in step.scheduled]
+        step.draft_ns = time.perf_counter_ns() - started
+        return proposal
+
+    def _launch(self, scheduled: Sequence[ScheduledRequest], step: InFlightStep, proposal: Proposal | None) -> None:
+        started = time.perf_counter_ns()
+        batch = self._prepare(scheduled, step.before, proposal)
         prepared = time.perf_counter_ns()
         logits = self.model.forward(batch, self.kv_cache)
         forwarded = time.perf_counter_ns()
-        self._draw(scheduled, logits, rows, step)
+        self._draw(scheduled, logits, step, proposal)
         step.prepare_ns += prepared - started
         step.forward_ns += forwarded - prepared
         step.sample_ns += time.perf_counter_ns() - forwarded
@@ -176,93 +219,89 @@ class Executor:
     # Batch
 
     def _prepare(
-        self, scheduled: Sequence[ScheduledRequest], before: InFlightStep | None
-    ) -> tuple[ModelBatch, list[range]]:
-        """The ragged batch, and for each request which rows of the logits are its own."""
-        token_ids: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        query_starts = [0]
-        logits_rows: list[int] = []
-        rows: list[range] = []
+        self, scheduled: Sequence[ScheduledRequest], before: InFlightStep | None, proposal: Proposal | None
+    ) -> ModelBatch:
+        slices: list[BatchSlice] = []
         pending: dict[int, int] = {}  # place in the batch -> request whose unread token belongs there
+        drafts: list[int] = []  # places in the batch, in the order of the proposal's requests
+        draft_places: dict[int, range] = {}
+        place = 0
         for one in scheduled:
-            token_ids += one.request.token_ids[one.start : one.end]
-            positions += range(one.start, one.end)
-            if len(token_ids) < len(positions):
-                pending[len(token_ids)] = one.request.request_id
-                token_ids.append(PENDING)
-            if self.kv_cache is not None:
-                slots += self._slots(one.request.block_table, one.start, one.end)
-            first_row = len(logits_rows)
-            logits_rows += self._logits_rows(one, query_starts[-1])
-            rows.append(range(first_row, len(logits_rows)))
-            query_starts.append(len(token_ids))
-        kv_lens = [one.end for one in scheduled]
-        width = max(len(one.request.block_table) for one in scheduled)
-        table = [one.request.block_table + [0] * (width - len(one.request.block_table)) for one in scheduled]
-        device = self.model.device
-
-        def tensor(values: Sequence[int] | list[list[int]], dtype: torch.dtype) -> torch.Tensor:
-            return to_device(torch.tensor(values, dtype=dtype), device)
-
-        batch = ModelBatch(
-            token_ids=tensor(token_ids, torch.int64),
-            positions=tensor(positions, torch.int64),
-            cu_seqlens_q=tensor(query_starts, torch.int32),
-            kv_lens=tensor(kv_lens, torch.int32),
-            block_table=tensor(table, torch.int32),
-            slot_mapping=tensor(slots, torch.int64),
-            logits_rows=tensor(logits_rows, torch.int64),
-            query_lens=[one.num_tokens for one in scheduled],
-            kv_lens_list=kv_lens,
-        )
+            token_ids = one.request.token_ids[one.start : one.num_drawn]
+            missing = one.num_tokens - one.num_drafts - len(token_ids)
+            if missing:
+                pending[place + len(token_ids)] = one.request.request_id
+            if one.num_drafts:
+                draft_places[one.request.request_id] = range(
+                    place + one.num_tokens - one.num_drafts, place + one.num_tokens
+                )
+            token_ids += [UNKNOWN] * (missing + one.num_drafts)
+            slices.append(BatchSlice(token_ids, one.start, one.request.block_table, _num_logits(one)))
+            place += one.num_tokens
+        batch = build_batch(slices, self.block_size if self.kv_cache is not None else 0, self.model.device)
         if pending:
             assert before is not None, "a token is pending only while the step that draws it is in flight"
-            drawn = before.tokens_of(list(pending.values())).clamp(min=0)  # -1 is a failed row: its result is dropped
-            if len(pending) == len(token_ids):
-                batch.token_ids.copy_(drawn)
-            else:
-                batch.token_ids.index_copy_(0, tensor(list(pending), torch.int64), drawn)
-        return batch, rows
-
-    def _slots(self, block_table: list[int], start: int, end: int) -> list[int]:
-        size = self.block_size
-        if end - start == 1:
-            return [block_table[start // size] * size + start % size]
-        slots: list[int] = []
-        for index in range(start // size, (end - 1) // size + 1):
-            base = (block_table[index] - index) * size
-            slots += range(base + max(start, index * size), base + min(end, (index + 1) * size))
-        return slots
-
-    def _logits_rows(self, one: ScheduledRequest, offset: int) -> range | list[int]:
-        """Rows of the batch whose logits are needed: the last one, or all of a prompt whose logprobs were asked."""
-        last = offset + one.num_tokens - 1
-        if _wants_prompt_logprobs(one):
-            return range(offset, last + 1)
-        return [last] if one.produces_token else []
+            # -1 is a failed row: its result is dropped
+            put_tokens(batch, list(pending), before.tokens_of(list(pending.values())).clamp(min=0))
+        if proposal is not None:
+            drafts = [p for request_id in proposal.request_ids for p in draft_places[request_id]]
+            put_tokens(batch, drafts, _in_one_row(proposal))
+        return batch
 
     # Draw
 
     def _draw(
-        self, scheduled: Sequence[ScheduledRequest], logits: torch.Tensor, rows: list[range], step: InFlightStep
+        self,
+        scheduled: Sequence[ScheduledRequest],
+        logits: torch.Tensor,
+        step: InFlightStep,
+        proposal: Proposal | None,
     ) -> None:
-        drawn: list[ScheduledRequest] = []
-        draw_rows: list[int] = []
-        for one, own in zip(scheduled, rows, strict=True):
+        plain: list[ScheduledRequest] = []
+        plain_rows: list[int] = []
+        speculative: list[tuple[ScheduledRequest, int]] = []
+        row = 0
+        for one in scheduled:
+            first, row = row, row + _num_logits(one)
             if _wants_prompt_logprobs(one):
                 prompt_rows = min(one.num_tokens, one.request.num_prompt_tokens - 1 - one.start)
-                self._prompt_logprobs(one, logits[own.start : own.start + prompt_rows], step)
-            if one.produces_token:
-                drawn.append(one)
-                draw_rows.append(own.stop - 1)
-        if not drawn:
-            return
-        if draw_rows != list(range(logits.shape[0])):
-            logits = logits.index_select(0, to_device(torch.tensor(draw_rows), logits.device))
-        tokens = self.sampler.draw(logits, [self._sampling_row(one) for one in drawn])
-        step.draws.append(_Draw([one.request.request_id for one in drawn], tokens))
+                self._prompt_logprobs(one, logits[first : first + prompt_rows], step)
+            if one.num_drafts:
+                speculative.append((one, row - one.num_drafts - 1))
+            elif one.produces_token:
+                plain.append(one)
+                plain_rows.append(row - 1)
+        if plain:
+            own = logits
+            if plain_rows != list(range(logits.shape[0])):
+                own = logits.index_select(0, to_device(torch.tensor(plain_rows), logits.device))
+            tokens = self.sampler.draw(own, [self._sampling_row(one) for one in plain])
+            ids = [one.request.request_id for one in plain]
+            step.draws.append(_Draw(ids, lambda: [Outcome([token]) for token in tokens.resolve()], tokens.token_ids))
+        if speculative:
+            assert proposal is not None and self.speculator is not None
+            self._verify(speculative, logits, step, proposal, self.speculator)
+
+    def _verify(
+        self,
+        speculative: Sequence[tuple[ScheduledRequest, int]],
+        logits: torch.Tensor,
+        step: InFlightStep,
+        proposal: Proposal,
+        speculator: Speculator,
+    ) -> None:
+        matched: list[Candidate] = []
+        rejected: list[Candidate] = []
+        ids: dict[bool, list[int]] = {True: [], False: []}
+        for one, first in speculative:
+            place = proposal.row_of[one.request.request_id]
+            candidate = Candidate(self._sampling_row(one), place, first, proposal.paths(place))
+            by_match = speculator.matches(one.request)
+            (matched if by_match else rejected).append(candidate)
+            ids[by_match].append(one.request.request_id)
+        for by_match, verify, candidates in ((True, match_drafts, matched), (False, reject_drafts, rejected)):
+            if candidates:
+                step.draws.append(_Draw(ids[by_match], verify(self.sampler, logits, candidates, proposal)))
 
     def _prompt_logprobs(self, one: ScheduledRequest, logits: torch.Tensor, step: InFlightStep) -> None:
         k = one.request.params.prompt_logprobs
@@ -274,18 +313,35 @@ class Executor:
 
     def _sampling_row(self, one: ScheduledRequest) -> SamplingRow:
         request = one.request
-        output_token_ids = request.token_ids[request.num_prompt_tokens : one.end]
-        num_unknown = one.end - request.num_prompt_tokens - len(output_token_ids)  # their number is known all the same
+        output_token_ids = request.token_ids[request.num_prompt_tokens : one.num_drawn]
+        num_unknown = one.num_drawn - request.num_prompt_tokens - len(output_token_ids)  # yet how many is known
         return SamplingRow(
             params=request.params,
             seed=request.seed,
-            position=one.end,
+            position=one.num_drawn,
             prompt_token_ids=request.prompt_token_ids,
-            output_token_ids=output_token_ids + [PENDING] * num_unknown,
+            output_token_ids=output_token_ids + [UNKNOWN] * num_unknown,
             eos_token_ids=self.eos_token_ids,
         )
+
+
+def _num_logits(one: ScheduledRequest) -> int:
+    """How many of the last rows of a slice need logits: drafts and what precedes them, or a prompt's logprobs."""
+    if _wants_prompt_logprobs(one):
+        return one.num_tokens
+    return one.num_drafts + 1 if one.produces_token else 0
 
 
 def _wants_prompt_logprobs(one: ScheduledRequest) -> bool:
     wanted = one.request.params.prompt_logprobs is not None
     return wanted and one.request.num_output_tokens == 0 and one.start < one.request.num_prompt_tokens
+
+
+def _in_one_row(proposal: Proposal) -> torch.Tensor:
+    """The drafts of all requests one after the other, without the padding."""
+    counts, width = proposal.counts, proposal.token_ids.shape[1]
+    if all(count == width for count in counts):
+        return proposal.token_ids.reshape(-1)
+    places = [row * width + i for row, count in enumerate(counts) for i in range(count)]
+    flat = proposal.token_ids.reshape(-1)
+    return flat.index_select(0, to_device(torch.tensor(places), flat.device))

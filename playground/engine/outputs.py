@@ -6,6 +6,8 @@ Plain data. Times are seconds on one monotonic clock (`time.perf_counter_ns`); a
 from dataclasses import dataclass, field
 from typing import Literal
 
+from playground.engine.speculation.controller import SpeculationState
+
 FinishReason = Literal["stop", "length", "abort", "error"]
 
 
@@ -44,7 +46,20 @@ class RequestMetrics:
     num_preemptions: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_bonus_tokens: int = 0
+    """Tokens that came on top of drafts that were all accepted."""
     acceptance_rate: float | None = None
+    """Accepted of all drafted tokens. It falls with the number drafted at once: see `drafts_reached` for more."""
+    drafts_reached: tuple[int, ...] = ()
+    """By position in the draft: how often it was looked at, because everything before it was accepted."""
+    drafts_accepted: tuple[int, ...] = ()
+    """By position in the draft: how often it was accepted then."""
+    draft_time: float | None = None
+    """Seconds spent on drafting in this request's steps, other requests' drafts in the same steps included."""
+    verify_time: float | None = None
+    """Seconds of the target's forwards that verified them, other requests' tokens in the same steps included."""
+    speculation: SpeculationState | None = None
+    """What speculation did last, and why; None without speculation."""
     kv_blocks_peak: int = 0
     queue_time: float | None = None
     time_to_first_token: float | None = None

@@ -34,7 +34,10 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
     token_ids: list[int] = field(default_factory=list)
-    spec_token_ids: list[int] = field(default_factory=list)
+    num_planned_drafts: int = 0
+    """Draft tokens that the next step is to verify beside the token it runs anyway; how many, not yet which."""
+    awaits_drafts: bool = False
+    """Whether drafts are made from its tokens, so that none of them may still be pending when a step is planned."""
     num_pending_tokens: int = 0
     """Tokens after `token_ids` that launched steps draw but nobody has read yet: they are known to the device only."""
     num_computed_tokens: int = 0
@@ -71,7 +74,11 @@ class Request:
 
     @property
     def num_tokens_with_spec(self) -> int:
-        return len(self.token_ids) + self.num_pending_tokens + len(self.spec_token_ids)
+        return self.num_tokens_with_pending + self.num_planned_drafts
+
+    @property
+    def num_tokens_with_pending(self) -> int:
+        return len(self.token_ids) + self.num_pending_tokens
 
     @property
     def num_uncomputed_tokens(self) -> int:
@@ -81,13 +88,14 @@ class Request:
     @property
     def awaits_last_token(self) -> bool:
         """Whether the last token that the request may have is drawn already: there is nothing left to run."""
-        return len(self.token_ids) + self.num_pending_tokens >= self.max_total_tokens
+        return self.num_tokens_with_pending >= self.max_total_tokens
 
     @property
     def draw_needs_ids(self) -> bool:
-        """Whether a draw depends on which tokens came before it, so that none of them may still be pending."""
+        """Whether a draw, or a draft, depends on which tokens came before, so that none may still be pending."""
         p = self.params
-        return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
+        penalised = p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
+        return penalised or self.awaits_drafts
 
     @property
     def finished(self) -> bool:

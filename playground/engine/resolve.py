@@ -94,8 +94,12 @@ def resolve_config(
     device: torch.device,
     dtype: torch.dtype,
     attention: str,
+    draft_kv: DecoderConfig | None = None,
 ) -> EngineConfig:
-    """The configuration with everything decided. Call after the weights are loaded, so that free memory is known."""
+    """The configuration with everything decided. Call after the weights are loaded, so that free memory is known.
+
+    `draft_kv` is the shape of a draft model whose KV lies beside the target's in every block.
+    """
     max_model_len = _max_model_len(config, model)
     budget = _token_budget(config, max_model_len, device)
     kv_dtype = dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
@@ -113,7 +117,9 @@ def resolve_config(
     if config.kv_cache != "paged":
         changes["prefix_caching"] = False
     if config.kv_cache != "none":
-        changes["num_kv_blocks"] = _num_kv_blocks(config, model, max_model_len, budget, device, kv_dtype)
+        models = [model] if draft_kv is None else [model, draft_kv]
+        block_bytes = sum(KVCache.bytes_per_block(one, config.block_size, kv_dtype) for one in models)
+        changes["num_kv_blocks"] = _num_kv_blocks(config, block_bytes, max_model_len, device)
     return config.resolved(**changes)
 
 
@@ -149,14 +155,11 @@ def _token_budget(config: EngineConfig, max_model_len: int, device: torch.device
 
 def _num_kv_blocks(
     config: EngineConfig,
-    model: DecoderConfig,
+    block_bytes: int,
     max_model_len: int,
-    budget: int,
     device: torch.device,
-    kv_dtype: torch.dtype,
 ) -> int:
     """Blocks of `block_size` tokens that the KV memory holds, whatever the layout."""
-    block_bytes = KVCache.bytes_per_block(model, config.block_size, kv_dtype)
     if config.num_kv_blocks is not None:
         return config.num_kv_blocks
     if isinstance(config.kv_cache_memory, int):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels.cpu_sampling import largest_and_where
-from kernels.host import to_device
+from kernels.host import from_device, to_device
 from kernels.sampling import sample
 from playground.engine.logit_rules import SamplingRow, apply_token_rules, row_parameters
 from playground.engine.logprobs import token_logprobs
@@ -61,15 +61,15 @@ class Sampler:
         logits = logits.detach()
         ruled = apply_token_rules(logits, rows)
         drawn, largest = sample(ruled, row_parameters(rows, logits.device))
-        before = largest if ruled is logits else largest_and_where(logits)[0]
+        before = largest if ruled is logits else largest_logits(logits)
         wanted = [i for i, row in enumerate(rows) if row.params.logprobs is not None]
         kept = logits.index_select(0, to_device(torch.tensor(wanted, dtype=torch.int64), logits.device))
-        read = _reading(torch.stack((drawn.double(), largest.double(), before.double())))
+        read = from_device(torch.stack((drawn.double(), largest.double(), before.double())))
 
         def resolve() -> list[SampledToken]:
             ids, after_rules, without = read()
             token_ids = [int(token) for token in ids]
-            errors = [_unusable(one) or _unusable(two, True) for one, two in zip(without, after_rules, strict=True)]
+            errors = [why_unusable(*values) for values in zip(without, after_rules, strict=True)]
             found = _logprobs_of(wanted, kept, token_ids, rows, errors)
             return [
                 SampledToken(token, found.get(i)) if error is None else SampledToken(-1, error=error)
@@ -81,22 +81,6 @@ class Sampler:
     def prompt_logprobs(self, logits: Tensor, next_ids: Sequence[int], k: int) -> list[TokenLogprob]:
         """What the model thought of each next prompt token: row i of logits [R, V] predicted `next_ids[i]`."""
         return token_logprobs(logits.detach(), next_ids, [k] * len(next_ids))
-
-
-def _reading(values: Tensor) -> Callable[[], list[list[float]]]:
-    """Sends values to the host at once; the function returned waits for them, not for what is launched later."""
-    if values.device.type != "cuda":
-        return values.tolist
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    host.copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def read() -> list[list[float]]:
-        arrived.synchronize()
-        return host.tolist()
-
-    return read
 
 
 def _logprobs_of(
@@ -111,16 +95,32 @@ def _logprobs_of(
     return dict(zip(numbers, token_logprobs(kept[usable], [token_ids[i] for i in numbers], tops), strict=True))
 
 
-def _unusable(largest: float, after_rules: bool = False) -> str | None:
-    """Why no token can be drawn from a row with this largest logit, or None."""
-    if largest != largest:
-        return "The model's logits for this request contain NaN, so no token can be drawn: check its weights and dtype."
-    if largest == float("inf"):
-        return (
-            "The logits of this request contain +infinity, so no token can be drawn: check the weights and penalties."
-        )
-    if largest == float("-inf"):
-        if after_rules:
-            return "allowed_token_ids and min_tokens together leave no token to draw: allow more, or lower min_tokens."
+def largest_logits(logits: Tensor) -> Tensor:
+    """Each row's largest, [R]; NaN if any in the row is."""
+    return largest_and_where(logits)[0]
+
+
+def logprobs_of(logits: Tensor, rows: Sequence[int], token_ids: Sequence[int], top_k: int) -> list[TokenLogprob]:
+    """Log-probabilities of one token in each of these rows of the logits [R, V]."""
+    index = to_device(torch.tensor(list(rows)), logits.device)
+    return token_logprobs(logits.index_select(0, index), token_ids, [top_k] * len(token_ids))
+
+
+def why_unusable(before_rules: float, after_rules: float) -> str | None:
+    """Why no token can be drawn from a row with this largest logit before and after masks and penalties, or None."""
+    for largest in (before_rules, after_rules):
+        if largest != largest:
+            return (
+                "The model's logits for this request contain NaN, so no token can be drawn: check its weights and "
+                "dtype."
+            )
+        if largest == float("inf"):
+            return (
+                "The logits of this request contain +infinity, so no token can be drawn: check the weights and "
+                "penalties."
+            )
+    if before_rules == float("-inf"):
         return "The model's logits for this request are all -infinity, so no token can be drawn: check its weights."
+    if after_rules == float("-inf"):
+        return "allowed_token_ids and min_tokens together leave no token to draw: allow more, or lower min_tokens."
     return None

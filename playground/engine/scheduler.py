@@ -27,17 +27,28 @@ class SchedulerConfig:
 
 
 class ScheduledRequest(NamedTuple):
-    """Tokens [start, start + num_tokens) of a request run in this step."""
+    """Tokens [start, start + num_tokens) of a request run in this step, drafts among them at the end."""
 
     request: Request
     start: int
     num_tokens: int
     produces_token: bool
-    """Whether the slice ends with the last token there is, so that its logits give the next."""
+    """Whether the slice reaches the last token there is, so that its logits give the next."""
+    num_drafts: int = 0
+    """How many tokens at its end are drafts: the step tells which of them stay."""
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
+
+    @property
+    def num_drawn(self) -> int:
+        """Where the first drawn token will stand: the tokens of the slice and before it, drafts not counted."""
+        return self.end - self.num_drafts
+
+    def with_drafts(self, num_drafts: int) -> "ScheduledRequest":
+        """The slice with fewer drafts than were planned."""
+        return self._replace(num_tokens=self.num_tokens - self.num_drafts + num_drafts, num_drafts=num_drafts)
 
 
 @dataclass(slots=True)
@@ -65,6 +76,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
         self._held_forks: dict[int, list[Request]] = {}  # by the id of the sibling they wait for
+        self._promised = 0  # blocks that admitted requests still have coming for the tokens they have
         self.num_preemptions = 0
         self.prefix_tokens_queried = 0
         self.prefix_tokens_hit = 0
@@ -102,6 +114,7 @@ class Scheduler:
         batch_is_open = not self.config.static_batching or not self.running
         if self.tables is not None:
             self.tables.pool.expire()
+            self._promised = sum(map(self._owed_blocks, self.running))
         budget = self._schedule_running(output, self.config.max_num_batched_tokens, may_preempt)
         if not output.preempted and not output.out_of_blocks and batch_is_open:
             self._admit_waiting(output, budget)
@@ -111,6 +124,9 @@ class Scheduler:
         index = 0
         while index < len(self.running) and budget > 0:
             request = self.running[index]
+            if request.num_planned_drafts:
+                room = 0 if output.preempted else budget - (len(self.running) - index - 1)
+                self._limit_drafts(request, room)
             num_tokens = 0 if request.awaits_last_token else self._share_of(request.num_uncomputed_tokens, budget)
             if num_tokens == 0:  # or whole-prompt prefill that does not fit into what is left of this step
                 index += 1
@@ -124,20 +140,35 @@ class Scheduler:
             index += 1
         return budget
 
+    def _limit_drafts(self, request: Request, budget: int) -> None:
+        """Cut drafts to a budget, and to blocks that nobody else will want: they preempt and delay nobody."""
+        room = budget - (request.num_uncomputed_tokens - request.num_planned_drafts)
+        request.num_planned_drafts = min(request.num_planned_drafts, max(room, 0))
+        if self.tables is None:
+            return
+        size, held = self.tables.block_size, len(request.block_table)
+        wanted = cdiv(request.num_tokens_with_spec, size) - held
+        needed = cdiv(request.num_tokens_with_pending, size) - held
+        if wanted > max(needed, 0) and wanted + self._promised > self.tables.pool.num_free:
+            request.num_planned_drafts = 0
+
     def _grow_or_preempt(
         self, request: Request, num_tokens: int, output: SchedulerOutput, may_preempt: bool
     ) -> list[tuple[int, int]] | None:
         if self.tables is None:
             return []
+        owed = self._owed_blocks(request)
         while (copies := self.tables.grow(request, num_tokens)) is None:
             if not may_preempt:
                 output.out_of_blocks = True
                 return None
             victim = self.running.pop()  # the last admitted; everything before `request` is scheduled already
+            self._promised -= self._owed_blocks(victim)
             self._preempt(victim)
             output.preempted.append(victim)
             if victim is request:
                 return None
+        self._promised -= owed - self._owed_blocks(request)
         return copies
 
     def _preempt(self, victim: Request) -> list[int]:
@@ -146,7 +177,7 @@ class Scheduler:
         freed = self.tables.free(victim)
         victim.status = RequestStatus.PREEMPTED
         victim.num_preemptions += 1
-        victim.spec_token_ids = []
+        victim.num_planned_drafts = 0
         victim.fork_of = None
         self.num_preemptions += 1
         self._release_forks(victim)
@@ -189,6 +220,7 @@ class Scheduler:
             self.tables.take(request, hit)
         copies = self.tables.grow(request, num_tokens)
         assert copies is not None, "the check above covers what a request needs to start"
+        self._promised += self._owed_blocks(request)
         if request.num_preemptions == 0:
             self._count_hit(request, num_hit)
         return copies
@@ -199,7 +231,7 @@ class Scheduler:
         Checking only the first chunk would admit long prompts that then evict each other for ever.
         """
         assert self.tables is not None
-        promised = sum(max(0, self.max_blocks(r.num_tokens) - num_held(r.block_table)) for r in self.running)
+        promised = self._promised
         if forked:
             assert request.fork_of is not None
             shared = cdiv(request.num_prompt_tokens - 1, self.tables.block_size)
@@ -207,6 +239,12 @@ class Scheduler:
             tail_copy = (request.num_prompt_tokens - 1) % self.tables.block_size != 0
             return promised + self.max_blocks(request.num_tokens) - held + tail_copy
         return promised + self.max_blocks(request.num_tokens) - num_held(hit)
+
+    def _owed_blocks(self, request: Request) -> int:
+        """Blocks that the tokens of a request take and that it does not hold yet."""
+        assert self.tables is not None
+        held = len(request.block_table) if self.tables.window is None else num_held(request.block_table)
+        return max(0, self.max_blocks(request.num_tokens) - held)
 
     def _count_hit(self, request: Request, num_hit: int) -> None:
         request.num_cached_tokens = num_hit
@@ -228,6 +266,7 @@ class Scheduler:
                 one.request.num_computed_tokens = one.end
             if one.produces_token:
                 one.request.num_pending_tokens += 1
+            one.request.num_planned_drafts = 0
 
     def update(self, output: SchedulerOutput, new_tokens: Mapping[int, Sequence[int]]) -> None:
         """Account for the oldest step on its way, now that it has run: new tokens by request id, blocks now full.
@@ -243,6 +282,9 @@ class Scheduler:
                 request.token_ids.extend(new_tokens.get(request.request_id, ()))
             if self.tables is not None:
                 end = one.end
+                if one.num_drafts:  # what was rejected is as if it had never run
+                    end = request.num_computed_tokens = request.num_tokens - 1
+                self.tables.shrink(request)
                 self.tables.register(request, end)
                 if self._held_forks and end >= request.num_prompt_tokens:
                     self._release_forks(request)
@@ -297,4 +339,5 @@ class Scheduler:
 
 def _slice(request: Request, num_tokens: int) -> ScheduledRequest:
     start = request.num_computed_tokens
-    return ScheduledRequest(request, start, num_tokens, start + num_tokens == request.num_tokens_with_spec)
+    num_drafts = start + num_tokens - request.num_tokens_with_pending
+    return ScheduledRequest(request, start, num_tokens, num_drafts >= 0, max(num_drafts, 0))

@@ -4,12 +4,15 @@ The scheduler's `Request` holds what must be computed; this holds what must be t
 """
 
 import time
+from collections.abc import Sequence
 
 from playground.engine.detokenizer import Detokenizer
 from playground.engine.handle import GenerationHandle
 from playground.engine.outputs import Delta, FinishReason, Generation, RequestMetrics, Sample, TokenLogprob
 from playground.engine.request import Request
 from playground.engine.sampler import SampledToken
+from playground.engine.speculation.controller import SpeculationState
+from playground.engine.speculation.proposal import Outcome
 
 SECONDS_PER_NS = 1e-9
 
@@ -27,19 +30,27 @@ class SampleTracker:
         self.last_token_ns: int | None = None
         self.inter_token_ns: list[int] = []
         self._num_sent = 0
+        self.num_draft_tokens = 0
+        self.num_bonus_tokens = 0
+        self.drafts_reached: list[int] = []
+        self.drafts_accepted: list[int] = []
+        self.draft_ns = 0
+        self.verify_ns = 0
+        self.speculation: SpeculationState | None = None
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.error: str | None = None
         if request.params.prompt_logprobs is not None:
             self.prompt_logprobs = [None] * request.num_prompt_tokens
 
-    def add_token(self, token: SampledToken, now_ns: int) -> FinishReason | None:
-        """Take one new token, send what may be shown of it, and say whether it ends the sample."""
+    def add_tokens(self, tokens: Sequence[SampledToken], now_ns: int) -> FinishReason | None:
+        """Take the tokens of one step, send what may be shown of them, and say whether they end the sample."""
         if self.first_token_ns is None:
             self.first_token_ns = now_ns
         elif self.last_token_ns is not None:
             self.inter_token_ns.append(now_ns - self.last_token_ns)
         self.last_token_ns = now_ns
-        text = self.detokenizer.append([token.token_id], [token.logprob] if token.logprob is not None else [])
+        logprobs = [token.logprob for token in tokens if token.logprob is not None]
+        text = self.detokenizer.append([token.token_id for token in tokens], logprobs)
         if self.detokenizer.stopped:  # before the length: a stop that comes with the last token is still a stop
             reason: FinishReason | None = "stop"
         else:
@@ -48,6 +59,19 @@ class SampleTracker:
             text += self.detokenizer.finish()
         self._send(text, reason)
         return reason
+
+    def note_drafts(self, outcome: Outcome, draft_ns: int, verify_ns: int) -> None:
+        """Count what became of a step's drafts; times are those of the whole step."""
+        self.num_draft_tokens += len(outcome.draft_ids)
+        self.draft_ns += draft_ns
+        self.verify_ns += verify_ns
+        self.num_bonus_tokens += outcome.has_bonus
+        missing = outcome.num_positions - len(self.drafts_reached)
+        self.drafts_reached += [0] * missing
+        self.drafts_accepted += [0] * missing
+        for position in range(outcome.num_reached):
+            self.drafts_reached[position] += 1
+            self.drafts_accepted[position] += position < outcome.num_accepted
 
     def _send(self, text: str, reason: FinishReason | None, error: str | None = None) -> None:
         """Tell the caller; tokens that a stop string could still take away are told later."""
@@ -77,6 +101,15 @@ class SampleTracker:
             num_output_tokens=len(self.detokenizer.token_ids),
             num_cached_tokens=self.request.num_cached_tokens,
             num_preemptions=self.request.num_preemptions,
+            num_draft_tokens=self.num_draft_tokens,
+            num_accepted_tokens=sum(self.drafts_accepted),
+            num_bonus_tokens=self.num_bonus_tokens,
+            acceptance_rate=sum(self.drafts_accepted) / self.num_draft_tokens if self.num_draft_tokens else None,
+            drafts_reached=tuple(self.drafts_reached),
+            drafts_accepted=tuple(self.drafts_accepted),
+            draft_time=self.draft_ns * SECONDS_PER_NS if self.num_draft_tokens else None,
+            verify_time=self.verify_ns * SECONDS_PER_NS if self.num_draft_tokens else None,
+            speculation=self.speculation,
             kv_blocks_peak=self.request.kv_blocks_peak,
             queue_time=_since(arrival, self.scheduled_ns),
             time_to_first_token=_since(arrival, self.first_token_ns),

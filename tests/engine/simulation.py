@@ -4,6 +4,8 @@ The "KV" of a token is a hash of the whole prefix that ends in it, kept in simul
 with blocks (a stale hit, a missed copy, a slot off by one) makes a request read a slot with another prefix's hash, and
 is found in that very step, not only when a token happens to differ.
 
+Requests may draft: some drafts are right, some wrong, and what the draft model has seen lies in slots of its own.
+
 With `overlap` a step runs on the simulated device as soon as it is scheduled, but what it drew is told one step later:
 the device knows every request's tokens, the host only those that were read.
 """
@@ -17,7 +19,8 @@ import xxhash
 
 from playground.engine.block_tables import BlockTables
 from playground.engine.request import Request, RequestStatus
-from playground.engine.scheduler import Scheduler, SchedulerConfig, SchedulerOutput
+from playground.engine.scheduler import ScheduledRequest, Scheduler, SchedulerConfig, SchedulerOutput
+from playground.engine.speculation.draft_kv import DraftKV
 from playground.sampling_params import SamplingParams
 
 VOCABULARY = 3  # tiny, so that prompts and continuations collide often
@@ -69,6 +72,10 @@ class Arrival:
     n: int = 1
     stop_after: int | None = None
     """Output tokens after which a stop string ends it, which nobody can know before they are read."""
+    num_drafts: int = 0
+    """Drafts that each of its steps wants."""
+    drafts_every: int = 1
+    """It drafts in one of so many steps, so that its draft model falls behind."""
 
 
 @dataclass
@@ -76,7 +83,7 @@ class InFlight:
     """A step that the device has run and the host has not read."""
 
     output: SchedulerOutput
-    drawn: dict[int, int]
+    drawn: dict[int, list[int]]
 
 
 @dataclass
@@ -102,6 +109,11 @@ class Simulation:
         self.requests: list[Request] = []
         self.device_tokens: dict[int, list[int]] = {}  # by request id: prompt and all that was drawn, read or not
         self.stops: dict[int, int] = {}  # by request id: number of output tokens at which it stops
+        self.drafting: dict[int, Arrival] = {}  # by request id
+        self.draft_memory: dict[tuple[int, int], int] = {}  # (block, offset) -> content, as the draft model left it
+        self.draft_kv = DraftKV(self.tables.pool, self.block_size) if self.tables is not None else None
+        self.num_rejected = 0
+        self.num_accepted = 0
         self.in_flight: InFlight | None = None
         self.num_surplus = 0
 
@@ -119,6 +131,8 @@ class Simulation:
             self.device_tokens[request.request_id] = list(arrival.prompt)
             if arrival.stop_after is not None:
                 self.stops[request.request_id] = arrival.stop_after
+            if arrival.num_drafts:
+                self.drafting[request.request_id] = arrival
             self.scheduler.add(request)
             made.append(request)
         return made
@@ -149,7 +163,10 @@ class Simulation:
 
     def step(self) -> None:
         """One step as `EngineCore` makes it: with overlap, the step before is read after this one is launched."""
+        if any(r.num_pending_tokens and r.draw_needs_ids for r in self.scheduler.running):
+            self.collect()
         before = self.in_flight
+        self.plan_drafts()
         output = self.scheduler.schedule(may_preempt=before is None)
         self.check_decision(output)
         check(not (before and output.preempted), "nobody loses blocks that a step in flight still writes")
@@ -166,27 +183,79 @@ class Simulation:
         self.num_copies += len(output.copies)
         self.check_blocks()
 
-    def run_on_device(self, output: SchedulerOutput) -> dict[int, int]:
+    def plan_drafts(self) -> None:
+        for request in self.scheduler.running:
+            arrival = self.drafting.get(request.request_id)
+            if arrival is None:
+                continue
+            request.awaits_drafts = self.steps % arrival.drafts_every == 0
+            decodes = request.num_output_tokens > 0 and request.num_uncomputed_tokens == 1
+            if request.awaits_drafts and decodes and not request.num_pending_tokens:
+                room = request.max_total_tokens - request.num_tokens - 1
+                request.num_planned_drafts = min(arrival.num_drafts, room)
+
+    def draft(self, one: ScheduledRequest) -> list[int]:
+        """What the draft model says after running all that it has not seen; it sees its own part of the blocks."""
+        request = one.request
+        known = list(request.token_ids)
+        token_ids = list(known)
+        for _ in range(one.num_drafts):
+            content = contents(token_ids)[-1]
+            right = next_token(content, request.seed)
+            token_ids.append(right if content % 5 else (right + 1) % VOCABULARY)
+        if self.draft_kv is not None:
+            own = contents(token_ids)
+            start = self.draft_kv.num_computed(request)
+            check(start <= one.num_drawn - 1, "the last token is never something the draft model has seen")
+            first = 0 if self.window is None else max(0, one.num_drawn - self.window)
+            for position in range(first, start):
+                held = self.draft_memory.get(self.slot(request, position))
+                check(held == own[position], "the draft model reads only the KV of this prefix")
+            end = one.end - 1
+            held_from = next(i for i, block_id in enumerate(request.block_table) if block_id) * self.block_size
+            for position in range(max(start, held_from), end):
+                self.draft_memory[self.slot(request, position)] = own[position]
+            self.draft_kv.wrote(request, end)
+        return token_ids[len(known) :]
+
+    def run_on_device(self, output: SchedulerOutput) -> dict[int, list[int]]:
         """Copies, reads, writes and draws of a step, with the tokens that the device knows."""
         for source, destination in output.copies:
             for offset in range(self.block_size):
                 if (source, offset) in self.memory:
                     self.memory[destination, offset] = self.memory[source, offset]
+                if (source, offset) in self.draft_memory:
+                    self.draft_memory[destination, offset] = self.draft_memory[source, offset]
+        drafts = {one.request.request_id: self.draft(one) for one in output.scheduled if one.num_drafts}
+        if self.steps % 7 == 3:  # a proposer may find fewer than were planned
+            drafts = {request_id: ids[: len(ids) // 2] for request_id, ids in drafts.items()}
+        output.scheduled[:] = [one.with_drafts(len(drafts.get(one.request.request_id, ()))) for one in output.scheduled]
         for one in output.scheduled:
             self.check_visible(one.request, one.start)
         drawn = {}
         for one in output.scheduled:
-            token_ids = self.device_tokens[one.request.request_id]
+            token_ids = self.device_tokens[one.request.request_id] + drafts.get(one.request.request_id, [])
             check(one.end <= len(token_ids), "no token runs before it is drawn")
             own = contents(token_ids)
             if self.tables is not None:
                 for position in range(one.start, one.end):
                     self.memory[self.slot(one.request, position)] = (own[position], token_ids[position])
             if one.produces_token:
-                drawn[one.request.request_id] = next_token(own[one.end - 1], one.request.seed)
-        for request_id, token_id in drawn.items():
-            self.device_tokens[request_id].append(token_id)
+                drawn[one.request.request_id] = self.verify(one, own, drafts.get(one.request.request_id, []))
+        for request_id, new in drawn.items():
+            self.device_tokens[request_id] += new
         return drawn
+
+    def verify(self, one: ScheduledRequest, own: list[int], drafts: list[int]) -> list[int]:
+        """Accepted drafts and the token after them; `own` is the content of every token, drafts too."""
+        new: list[int] = []
+        for position in range(one.num_drawn - 1, one.end):
+            new.append(next_token(own[position], one.request.seed))
+            if len(new) > len(drafts) or drafts[len(new) - 1] != new[-1]:
+                break
+        self.num_accepted += len(new) - 1
+        self.num_rejected += len(drafts) - (len(new) - 1)
+        return new
 
     def collect(self) -> None:
         """Read the step in flight, if there is one, and account for it."""
@@ -194,9 +263,11 @@ class Simulation:
         if step is None:
             return
         self.num_surplus += sum(one.request.finished for one in step.output.scheduled)
-        self.scheduler.update(step.output, {request_id: [token] for request_id, token in step.drawn.items()})
+        self.scheduler.update(step.output, step.drawn)
         for one in step.output.scheduled:
             request = one.request
+            if self.draft_kv is not None and not request.finished and one.produces_token:
+                self.draft_kv.keep(request, request.num_tokens - 1)
             if request.num_output_tokens >= self.stops.get(request.request_id, request.max_total_tokens):
                 self.scheduler.finish(request, "stop")
             if request.num_tokens >= request.max_total_tokens:
@@ -216,6 +287,10 @@ class Simulation:
         check(len(self.scheduler.running) <= self.config.max_num_seqs, "max_num_seqs holds")
         check(all(one.num_tokens > 0 for one in output.scheduled), "nobody is scheduled for nothing")
         check(not (output.preempted and output.admitted), "nobody is admitted in a step that preempts")
+        if output.preempted:
+            for one in output.scheduled:
+                needed = -(-one.num_drawn // self.block_size)
+                check(len(one.request.block_table) <= needed, "nobody is preempted for blocks that hold only drafts")
         ids = [one.request.request_id for one in output.scheduled]
         check(len(ids) == len(set(ids)), "a request runs once a step")
         for one in output.scheduled:
@@ -244,6 +319,9 @@ class Simulation:
         for request in self.requests:
             holders.update(set(request.block_table) - {0})
             check(not (request.finished and request.block_table), "a finished request holds no block")
+            if request.request_id in self.drafting and not request.num_pending_tokens:
+                needed = -(-request.num_computed_tokens // self.block_size)
+                check(len(request.block_table) <= needed, "rejected drafts leave no block behind")
         for block_id in range(1, self.num_blocks + 1):
             check(pool.ref_count(block_id) == holders[block_id], "a block's ref count is the number of its holders")
             key = pool.key(block_id)
@@ -278,7 +356,9 @@ class Simulation:
             expected = isolated_output(request.prompt_token_ids, request.num_output_tokens, request.seed)
             check(request.output_token_ids == expected, "output equals the isolated run")
             if request.finish_reason == "stop":
-                check(request.num_output_tokens == self.stops[request.request_id], "nothing comes after a stop")
+                surplus = self.drafting[request.request_id].num_drafts if request.request_id in self.drafting else 0
+                stopped_at = self.stops[request.request_id]
+                check(0 <= request.num_output_tokens - stopped_at <= surplus, "nothing comes after a stop")
             if request.finish_reason == "length":
                 check(request.num_tokens == request.max_total_tokens, "nothing is cut short")
         if self.tables is not None:

@@ -12,6 +12,7 @@ from playground.engine.block_pool import BlockKey, BlockPool
 from playground.engine.block_tables import BlockTables
 from playground.engine.request import Request, RequestStatus
 from playground.engine.scheduler import Scheduler, SchedulerConfig
+from playground.engine.speculation.draft_kv import DraftKV
 from tests.engine.simulation import VOCABULARY, Arrival, Simulation
 
 
@@ -25,6 +26,8 @@ def random_arrivals(rng: random.Random) -> list[Arrival]:
             abort_after=rng.choice([None, None, rng.randint(0, 10)]),
             n=rng.choice([1, 1, 2, 3]),
             stop_after=rng.choice([None, None, rng.randint(1, 6)]),
+            num_drafts=rng.choice([0, 0, 1, 3]),
+            drafts_every=rng.choice([1, 1, 3]),
         )
         for _ in range(rng.randint(2, 8))
     ]
@@ -251,7 +254,59 @@ def progress_is_only_noted_when_a_step_is_read(monkeypatch):
     monkeypatch.setattr(Scheduler, "update", late)
 
 
+def rejected_drafts_count_as_computed(monkeypatch):
+    whole = Scheduler.update
+
+    def update(self, output, new_tokens):
+        output.scheduled[:] = [one._replace(num_drafts=0) for one in output.scheduled]
+        whole(self, output, new_tokens)
+
+    monkeypatch.setattr(Scheduler, "update", update)
+
+
+def rejected_drafts_keep_their_blocks(monkeypatch):
+    monkeypatch.setattr(BlockTables, "shrink", lambda self, request: None)
+
+
+def one_accepted_draft_too_many(monkeypatch):
+    whole = Scheduler.update
+
+    def update(self, output, new_tokens):
+        kept = {}
+        for one in output.scheduled:
+            token_ids = list(new_tokens.get(one.request.request_id, ()))
+            kept[one.request.request_id] = token_ids + [0] * (1 < len(token_ids) <= one.num_drafts)
+        whole(self, output, kept)
+
+    monkeypatch.setattr(Scheduler, "update", update)
+
+
+def drafts_beyond_the_budget(monkeypatch):
+    monkeypatch.setattr(Scheduler, "_limit_drafts", lambda self, request, budget: None)
+    whole = Scheduler._share_of
+    monkeypatch.setattr(Scheduler, "_share_of", lambda self, gap, budget: max(whole(self, gap, budget), min(gap, 2)))
+
+
+def drafts_that_take_blocks_from_others(monkeypatch):
+    monkeypatch.setattr(Scheduler, "_owed_blocks", lambda self, request: 0)
+
+
+def rejected_drafts_stay_in_the_drafts_cache(monkeypatch):
+    monkeypatch.setattr(DraftKV, "keep", lambda self, request, num_tokens: None)
+
+
+def drafts_cache_that_takes_any_block_for_its_own(monkeypatch):
+    monkeypatch.setattr(DraftKV, "_num_found", lambda self, request: request.num_registered_blocks)
+
+
 FAULTS = [
+    rejected_drafts_count_as_computed,
+    rejected_drafts_keep_their_blocks,
+    one_accepted_draft_too_many,
+    drafts_beyond_the_budget,
+    drafts_that_take_blocks_from_others,
+    rejected_drafts_stay_in_the_drafts_cache,
+    drafts_cache_that_takes_any_block_for_its_own,
     hash_and_comparison_that_ignore_the_last_token,
     hash_that_ignores_the_last_token,
     hash_without_the_parent,

@@ -22,6 +22,8 @@ def arrival_lists(draw: st.DrawFn) -> list[Arrival]:
             salt=draw(st.sampled_from([None, None, "a"])),
             n=draw(st.sampled_from([1, 1, 1, 2, 3])),
             stop_after=draw(st.none() | st.integers(1, 6)),
+            num_drafts=draw(st.sampled_from([0, 0, 1, 2, 5])),
+            drafts_every=draw(st.sampled_from([1, 1, 3])),
         )
         for _ in range(draw(st.integers(1, 8)))
     ]

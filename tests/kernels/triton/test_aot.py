@@ -77,6 +77,8 @@ def test_nothing_spills(compiled: list[dict[str, Any]]) -> None:
 def test_prefill_uses_warpgroup_matmuls_on_hopper(compiled: list[dict[str, Any]]) -> None:
     mine = [r for r in compiled if r["kernel"] in WGMMA_ON_SM90 and r["arch"] == 90]
     mine = [r for r in mine if "fp32" not in r["case"]]  # float32 at full precision has no tensor cores
+    # dK and dV of heads of 256 stay on the older instructions: their tiles are too narrow for a warpgroup.
+    mine = [r for r in mine if (r["kernel"], r["case"]) != ("_flash_backward_kv_kernel", "D256 bf16")]
     assert {r["kernel"] for r in mine} == set(WGMMA_ON_SM90)
     assert not named([r for r in mine if not r["wgmma"]])
 

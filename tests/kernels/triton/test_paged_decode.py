@@ -192,5 +192,5 @@ def test_what_the_kernel_cannot_take_is_refused_in_one_sentence() -> None:
     for options in ({"scale": 0.0}, {"softcap": -1.0}):
         with pytest.raises(ValueError, match="must be positive"):
             decode(batch, **options)
-    with pytest.raises(ValueError, match="up to 256 dimensions"):
+    with pytest.raises(ValueError, match="heads of up to 256"):
         decode(decode_batch([5], dim=512))

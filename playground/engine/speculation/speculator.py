@@ -1,0 +1,119 @@
+"""Everything that speculation adds to a step: how many drafts each request gets, which, and what became of them.
+
+Owns the proposer and the controller that decides when drafting pays. Never decides what stays: `verification` does.
+"""
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from playground.config import SpeculationConfig
+from playground.engine.request import Request
+from playground.engine.scheduler import ScheduledRequest
+from playground.engine.speculation.controller import SpeculationController, SpeculationState, StepCost
+from playground.engine.speculation.model_drafts import ModelProposer
+from playground.engine.speculation.proposal import Outcome, Proposal
+from playground.models.kv_cache import KVCache
+
+logger = logging.getLogger(__name__)
+
+
+class LookupProposer(Protocol):
+    """Finds drafts in texts that the engine has seen."""
+
+    def propose(self, request: Request, num_tokens: int) -> list[int]: ...
+
+    def forget(self, request: Request) -> None: ...
+
+
+class Speculator:
+    """Speculation of one engine."""
+
+    def __init__(
+        self,
+        config: SpeculationConfig,
+        proposer: ModelProposer | LookupProposer,
+        controller: SpeculationController,
+        device: torch.device,
+    ) -> None:
+        self.config, self.proposer, self.controller = config, proposer, controller
+        self._device = device
+        self._found: dict[int, list[int]] = {}  # drafts looked up for the step that is being planned
+
+    @property
+    def own_kv_cache(self) -> KVCache | None:
+        """The KV that a draft model keeps beside the target's, in the same blocks."""
+        return self.proposer.own_kv_cache if isinstance(self.proposer, ModelProposer) else None
+
+    def matches(self, request: Request) -> bool:
+        """Whether the request's drafts are verified by what the target draws, not by rejection."""
+        return request.params.greedy or self.config.verification == "coupled"
+
+    def plan(self, running: Sequence[Request]) -> None:
+        """Decide for each running request how many drafts the next step may verify."""
+        self._found.clear()
+        deciding = [r for r in running if r.num_output_tokens > 0 and r.num_uncomputed_tokens <= 1]
+        for request in running:
+            request.num_planned_drafts = 0
+        for request in deciding:
+            room = request.max_total_tokens - request.num_tokens_with_pending - 1
+            wanted = self.controller.plan(request.request_id, batch_size=len(deciding), limit=room) if room > 0 else 0
+            request.awaits_drafts = wanted > 0
+            if wanted == 0 or request.num_pending_tokens or request.num_uncomputed_tokens != 1:
+                continue
+            request.num_planned_drafts = self._look_up(request, wanted)
+
+    def _look_up(self, request: Request, num_tokens: int) -> int:
+        if isinstance(self.proposer, ModelProposer):
+            return num_tokens
+        found = self.proposer.propose(request, num_tokens)[:num_tokens]
+        if found:
+            self._found[request.request_id] = found
+        else:
+            self.controller.observe_drafts(request.request_id, 0, 0)
+        return len(found)
+
+    def propose(self, scheduled: Sequence[ScheduledRequest]) -> Proposal | None:
+        """Drafts for slices that have room for some. A proposer that fails is not asked again; the engine goes on."""
+        try:
+            if isinstance(self.proposer, ModelProposer):
+                return self.proposer.propose(scheduled)
+            drafts = {
+                one.request.request_id: self._found[one.request.request_id][: one.num_drafts] for one in scheduled
+            }
+            return Proposal.of_lists(drafts, self._device)
+        except Exception as error:
+            logger.exception("drafting failed; the engine goes on without")
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            self.controller.disable(f"drafting failed: {type(error).__name__}: {reason}")
+            return None
+
+    def settle(self, request: Request, outcome: Outcome) -> None:
+        """A request has run a step with drafts or without, and its tokens are up to date."""
+        if outcome.num_positions:
+            self.controller.observe_drafts(request.request_id, outcome.num_positions, outcome.num_accepted)
+        if isinstance(self.proposer, ModelProposer):
+            self.proposer.settle(request)
+
+    def observe_step(self, cost: StepCost) -> None:
+        self.controller.observe_step(cost)
+
+    def state(self, request: Request) -> SpeculationState:
+        return self.controller.state(request.request_id)
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+        self.controller.forget(request.request_id)
+        self.proposer.forget(request)
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the draft model's part of KV blocks (source, destination)."""
+        if self.own_kv_cache is not None:
+            self.own_kv_cache.copy_blocks(pairs)
+
+    def zero_blocks(self, ids: Sequence[int]) -> None:
+        """Overwrite the draft model's part of KV blocks with zeros."""
+        if self.own_kv_cache is not None:
+            self.own_kv_cache.zero_blocks(ids)
