@@ -60,9 +60,20 @@ def generate(
     ignore_eos: Annotated[bool | None, typer.Option("--ignore-eos", help="Go on to --max-tokens.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = None,
+    draft_model: Annotated[str | None, typer.Option(help="Folder or hub id of a draft model.")] = None,
+    speculation: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="How to draft: draft, ngram, layer_skip, suffix or eagle.")
+    ] = None,
+    draft_tokens: Annotated[
+        str | None, typer.Option(metavar="K", help='Drafts verified at once, or "auto", with --speculation.')
+    ] = None,
     switches: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other engine switch, e.g. --set kv_cache=none."),
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other engine switch, e.g. --set kv_cache=none or --set speculation.verification=coupled.",
+        ),
     ] = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -82,7 +93,14 @@ def generate(
         raise ConfigError("--system needs --chat: only a chat template has a place for a system prompt.")
     if prompt == "-":
         prompt = read_stdin()
-    config = {**parse_switches(switches or []), **given(model=model, device=device, dtype=dtype)}
+    if draft_tokens is not None and speculation is None:
+        raise ConfigError("--draft-tokens needs --speculation: say how to draft, for example --speculation ngram.")
+    if speculation is not None:
+        switches = [f"speculation.method={speculation}", *(switches or [])]
+    if draft_tokens is not None:
+        switches = [f"speculation.num_tokens={draft_tokens}", *(switches or [])]
+    options = given(model=model, draft_model=draft_model, device=device, dtype=dtype)
+    config = {**parse_switches(switches or []), **options}
 
     from playground import Engine, EngineConfig, SamplingParams
 
@@ -112,16 +130,26 @@ def read_stdin() -> str:
 
 
 def parse_switches(switches: list[str]) -> dict[str, Any]:
-    """`["block_size=32", "kv_cache=none"]` -> `{"block_size": 32, "kv_cache": "none"}`: values are JSON or text."""
+    """`["block_size=32", "kv_cache=none"]` -> `{"block_size": 32, "kv_cache": "none"}`: values are JSON or text.
+
+    `a.b=1` sets field b of a.
+    """
     values: dict[str, Any] = {}
     for switch in switches:
         name, equals, text = switch.partition("=")
         if not equals or not name:
             raise ConfigError(f"--set {switch!r} is not NAME=VALUE: write for example --set block_size=32.")
         try:
-            values[name] = json.loads(text)
+            value = json.loads(text)
         except ValueError:
-            values[name] = {"None": None, "True": True, "False": False}.get(text, text)
+            value = {"None": None, "True": True, "False": False}.get(text, text)
+        owner, dot, field = name.partition(".")
+        if not dot:
+            values[name] = value
+        elif isinstance(values.setdefault(owner, {}), dict):
+            values[owner][field] = value
+        else:
+            raise ConfigError(f"--set {owner} and --set {name} cannot both be given: leave one out.")
     return values
 
 
@@ -164,6 +192,10 @@ def report(engine: "Engine", generation: "Generation", as_json: bool) -> None:
         parts.append(f"first after {metrics.time_to_first_token * 1000:.0f} ms")
     if metrics.time_per_output_token:
         parts.append(f"then {1 / metrics.time_per_output_token:.1f} tokens/s")
+    if metrics.num_draft_tokens:
+        parts.append(f"{metrics.num_accepted_tokens} of {metrics.num_draft_tokens} drafts accepted")
+    if metrics.speculation is not None and metrics.speculation.reason is not None:
+        parts.append(f"speculation {metrics.speculation.state}: {metrics.speculation.reason}")
     parts.append(f"ended by {generation.finish_reason}")
     print(f"[{', '.join(parts)}]", file=sys.stderr)
 

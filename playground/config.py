@@ -130,12 +130,12 @@ class EngineConfig(Validated):
     @model_validator(mode="after")
     def _fits_together(self) -> "EngineConfig":
         self._refuse_what_is_not_there_yet()
-        if self.draft_model is not None and self.speculation is not None:
-            if self.speculation.method not in ("draft", "eagle"):
-                raise ValueError(
-                    f"draft_model={shorten(self.draft_model)} is of no use to speculation method "
-                    f"{self.speculation.method!r}: leave it out, or give method 'draft' or 'eagle'."
-                )
+        method = None if self.speculation is None else self.speculation.method
+        if self.draft_model is not None and method not in (None, "draft", "eagle"):
+            raise ValueError(
+                f"draft_model={shorten(self.draft_model)} is of no use to speculation method {method!r}: "
+                "leave it out, or give method 'draft' or 'eagle'."
+            )
         if self.kv_cache == "none" and self.num_kv_blocks is not None:
             raise ValueError("num_kv_blocks has no meaning with kv_cache='none', which keeps no KV: leave it out.")
         if self.kv_cache != "paged" and "prefix_caching" in self.model_fields_set and self.prefix_caching:

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from playground.engine.events import Event, EventStream, RequestEvent, RequestState, ScheduledSlice, StepEvent
 from playground.engine.executor import Executor, InFlightStep, StepResult
@@ -33,6 +34,17 @@ class _LaunchedStep:
     work: InFlightStep
     started_ns: int
     schedule_ns: int
+
+
+class _Rate(NamedTuple):
+    """What one step contributes to the rates of a snapshot."""
+
+    ended_ns: int
+    duration_ns: int
+    num_prompt: int
+    num_output: int
+    num_drafts: int
+    num_accepted: int
 
 
 class EngineCore:
@@ -64,7 +76,7 @@ class EngineCore:
         self._pending: list[Event] = []
         self._num_steps = 0
         self._num_empty_steps = 0
-        self._rates: deque[tuple[int, int, int, int]] = deque()  # (end_ns, duration_ns, prompt tokens, output tokens)
+        self._rates: deque[_Rate] = deque()
         self._stats_lock = threading.Lock()
         self._stats = base_stats
 
@@ -149,7 +161,17 @@ class EngineCore:
         ended = time.perf_counter_ns()
         num_prompt = self._count_prompt_tokens(step.output)
         self._publish_stats()
-        self._record_rate(ended, ended - max(step.started_ns, self._last_ended_ns), num_prompt, sum(emitted.values()))
+        outcomes = [result.outcomes[request_id] for request_id in emitted]
+        self._record_rate(
+            _Rate(
+                ended,
+                ended - max(step.started_ns, self._last_ended_ns),
+                num_prompt,
+                sum(emitted.values()),
+                sum(len(outcome.draft_ids) for outcome in outcomes),
+                sum(outcome.num_accepted for outcome in outcomes),
+            )
+        )
         self._last_ended_ns = ended
         if self.events.active:
             slices = tuple(_scheduled_slice(one, result, emitted) for one in step.output.scheduled)
@@ -356,10 +378,10 @@ class EngineCore:
 
     # Snapshot
 
-    def _record_rate(self, ended_ns: int, duration_ns: int, num_prompt: int, num_output: int) -> None:
+    def _record_rate(self, rate: "_Rate") -> None:
         with self._stats_lock:
-            self._rates.append((ended_ns, duration_ns, num_prompt, num_output))
-            while self._rates and ended_ns - self._rates[0][0] > RATE_WINDOW_SECONDS * 1e9:
+            self._rates.append(rate)
+            while self._rates and rate.ended_ns - self._rates[0].ended_ns > RATE_WINDOW_SECONDS * 1e9:
                 self._rates.popleft()
 
     def _publish_stats(self) -> None:
@@ -385,14 +407,16 @@ class EngineCore:
         """The latest snapshot with current rates: tokens per second of engine time over the window. Any thread."""
         oldest = time.perf_counter_ns() - int(RATE_WINDOW_SECONDS * 1e9)
         with self._stats_lock:
-            recent = [entry for entry in self._rates if entry[0] >= oldest]
+            recent = [rate for rate in self._rates if rate.ended_ns >= oldest]
         stats = self._stats
-        busy_seconds = sum(entry[1] for entry in recent) * 1e-9
+        busy_seconds = sum(rate.duration_ns for rate in recent) * 1e-9
         if busy_seconds == 0:
             return stats
         values = {name: getattr(stats, name) for name in EngineStats.__dataclass_fields__}
-        values["prompt_tokens_per_second"] = sum(entry[2] for entry in recent) / busy_seconds
-        values["generated_tokens_per_second"] = sum(entry[3] for entry in recent) / busy_seconds
+        values["prompt_tokens_per_second"] = sum(rate.num_prompt for rate in recent) / busy_seconds
+        values["generated_tokens_per_second"] = sum(rate.num_output for rate in recent) / busy_seconds
+        num_drafts = sum(rate.num_drafts for rate in recent)
+        values["acceptance_rate"] = sum(rate.num_accepted for rate in recent) / num_drafts if num_drafts else None
         return EngineStats(**values)
 
 

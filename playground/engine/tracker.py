@@ -29,6 +29,8 @@ class SampleTracker:
         self.first_token_ns: int | None = None
         self.last_token_ns: int | None = None
         self.inter_token_ns: list[int] = []
+        self.num_tokens_after_first = 0
+        """Tokens of all steps but the first that gave any."""
         self._num_sent = 0
         self.num_draft_tokens = 0
         self.num_bonus_tokens = 0
@@ -48,6 +50,7 @@ class SampleTracker:
             self.first_token_ns = now_ns
         elif self.last_token_ns is not None:
             self.inter_token_ns.append(now_ns - self.last_token_ns)
+            self.num_tokens_after_first += len(tokens)
         self.last_token_ns = now_ns
         logprobs = [token.logprob for token in tokens if token.logprob is not None]
         text = self.detokenizer.append([token.token_id for token in tokens], logprobs)
@@ -113,7 +116,7 @@ class SampleTracker:
             kv_blocks_peak=self.request.kv_blocks_peak,
             queue_time=_since(arrival, self.scheduled_ns),
             time_to_first_token=_since(arrival, self.first_token_ns),
-            time_per_output_token=sum(gaps) / len(gaps) if gaps else None,
+            time_per_output_token=sum(gaps) / self.num_tokens_after_first if gaps else None,
             inter_token_latencies=gaps,
             e2e_latency=_since(arrival, end_ns),
         )

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from playground.config import EngineConfig
+from playground.config import EngineConfig, SpeculationConfig
 from playground.errors import ConfigError, PlaygroundError
 
 DEFAULT_HOST = "127.0.0.1"
@@ -41,6 +41,8 @@ class ServeOptions:
     """None: GRADIO_SERVER_PORT, else 7860."""
     model: str | None = None
     draft_model: str | None = None
+    speculation: str | None = None
+    """None: with a draft model "draft", else off."""
     device: str = "auto"
     dtype: str = "auto"
     share: bool = False
@@ -50,9 +52,15 @@ class ServeOptions:
         return EngineConfig(
             model=self.model,
             draft_model=self.draft_model,
+            speculation=self._speculation(),
             device=self.device,
             dtype=self.dtype,  # type: ignore[arg-type]  # EngineConfig judges it
         )
+
+    def _speculation(self) -> SpeculationConfig | None:
+        if self.speculation is None:
+            return None
+        return SpeculationConfig(method=self.speculation, num_tokens="auto")  # type: ignore[arg-type]
 
 
 def resolve_host(given: str | None) -> str:
@@ -175,6 +183,12 @@ Host = Annotated[str | None, typer.Option(help="Address; 0.0.0.0 is all. [defaul
 Port = Annotated[int | None, typer.Option(help="Port to listen on. [default: $GRADIO_SERVER_PORT or 7860]")]
 Model = Annotated[str | None, typer.Option(help="Folder or hub id. [default: the bundled model]", show_default=False)]
 DraftModel = Annotated[str | None, typer.Option(help="Folder or hub id of a draft model.", show_default=False)]
+Speculation = Annotated[
+    str | None,
+    typer.Option(
+        metavar="METHOD", help="Draft tokens by draft, ngram, layer_skip, suffix or eagle.", show_default=False
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float64, float32, bfloat16 or float16.")]
 Share = Annotated[bool, typer.Option("--share", help="Ask gradio.live for a public address.")]
@@ -186,6 +200,7 @@ def command(
     port: Port = None,
     model: Model = None,
     draft_model: DraftModel = None,
+    speculation: Speculation = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     share: Share = False,
@@ -195,7 +210,7 @@ def command(
 
     Example: python app.py --port 7861 --model ./my-model --device cpu
     """
-    code = serve(ServeOptions(host, port, model, draft_model, device, dtype, share, db))
+    code = serve(ServeOptions(host, port, model, draft_model, speculation, device, dtype, share, db))
     if code == 0:
         # Everything is stored and closed; taking the interpreter apart would only keep whoever waits for the end:
         # 1 s on an idle machine, 10 s and more on a busy one.

@@ -68,13 +68,18 @@ def reply_figures(metrics: Mapping[str, Any]) -> list[Figure]:
     blocks = metrics.get("kv_blocks_peak")
     per_token_text = define("time_per_output_token")
     rate_tip = f"Tokens per second of this reply: 1 / the {_low(per_token_text.label)}. {per_token_text.text}"
-    return [
+    figures = [
         (_plural(tokens, "token"), define("num_output_tokens").hover),
         (f"first token {format_seconds(metrics.get('time_to_first_token'))}", define("time_to_first_token").hover),
         (str(format_rate(1 / per_token if per_token else None)), rate_tip),
         (f"{format_count(metrics.get('num_cached_tokens'))} cached", define("num_cached_tokens").hover),
         (_plural(blocks, "KV block"), define("kv_blocks_peak").hover),
     ]
+    drafts, accepted = metrics.get("num_draft_tokens"), metrics.get("num_accepted_tokens")
+    if drafts:
+        text = f"{format_count(accepted)} of {format_count(drafts)} drafts accepted"
+        figures.append((text, define("acceptance_rate").hover))
+    return figures
 
 
 def live_figures(num_tokens: int, seconds_since_first: float | None) -> list[Figure]:

@@ -14,8 +14,8 @@ from torch import Tensor
 from kernels.cpu_sampling import largest_and_where
 from kernels.row_parameters import RowParameters
 from kernels.sampling import probabilities, sample
-from playground.engine.block_pool import BlockPool
 from playground.engine.batches import UNKNOWN, BatchSlice, build_batch, put_tokens
+from playground.engine.block_pool import BlockPool
 from playground.engine.logit_rules import SamplingRow, apply_token_rules, row_parameters
 from playground.engine.request import Request
 from playground.engine.scheduler import ScheduledRequest

@@ -7,6 +7,7 @@ the target and the sampling rules written down again in plain Python. The known 
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,7 +121,7 @@ def greedy_drafts_said_to_be_drawn(monkeypatch):
     whole = model_drafts._Draws.__call__
 
     def draw(self, logits, before):
-        tokens, weights = whole(self, logits, before)
+        weights = whole(self, logits, before)[1]
         return weights.argmax(-1), weights
 
     monkeypatch.setattr(model_drafts._Draws, "__call__", draw)
@@ -169,8 +170,6 @@ def filters_of_the_draft_only(monkeypatch):
     whole = verification.row_parameters
 
     def unfiltered(rows, device):
-        from dataclasses import replace
-
         return whole([replace(row, params=row.params.replace(top_p=1.0)) for row in rows], device)
 
     monkeypatch.setattr(verification, "row_parameters", unfiltered)
@@ -180,8 +179,6 @@ def penalties_that_do_not_see_the_drafts(monkeypatch):
     whole = verification.sampling_rows
 
     def rows(candidates, proposal):
-        from dataclasses import replace
-
         made = whole(candidates, proposal)
         firsts = [one.row.output_token_ids for one in candidates for _ in one.paths]
         return [replace(row, output_token_ids=first) for row, first in zip(made, firsts, strict=True)]

@@ -1,4 +1,4 @@
-"""What is said does not change: greedy text and coupled text are, token for token, those of an engine without drafts."""
+"""What is said does not change: greedy and coupled text is, token for token, that of an engine without drafts."""
 
 import random
 

@@ -1,0 +1,86 @@
+"""Counts, times and events tell what became of every draft."""
+
+import pytest
+
+from playground import SamplingParams
+from playground.engine.events import BlockEvent, StepEvent
+from tests.engine.speculation.test_equality import METHODS, some_prompts
+
+GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+
+
+@pytest.mark.parametrize("method", ["draft", "ngram"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_events_say_of_every_token_where_it_comes_from(make_speculative, method, temperature):
+    engine = make_speculative(METHODS[method])
+    subscription = engine.events.subscribe()
+    params = [GREEDY.replace(temperature=temperature, seed=number) for number in range(6)]
+    results = engine.generate(some_prompts(6), params)
+    events = subscription.drain()
+    steps = [event for event in events if isinstance(event, StepEvent)]
+    for result in results:
+        own = [one for step in steps for one in step.requests if one.request_id == result.request_id]
+        assert [token for one in own for token in one.token_ids] == result.token_ids
+        for one in own:
+            assert one.num_emitted == len(one.token_ids)
+            assert [one.draft_ids[i] for i in one.accepted_drafts] == list(one.token_ids[: len(one.accepted_drafts)])
+            if one.draft_ids and temperature == 0:
+                assert len(one.token_ids) == len(one.accepted_drafts) + 1
+                assert one.has_bonus == (len(one.accepted_drafts) == len(one.draft_ids))
+                if not one.has_bonus:  # the draft that was rejected, and what stands in its place
+                    assert one.draft_ids[len(one.accepted_drafts)] != one.token_ids[-1]
+        metrics = result.metrics
+        assert metrics.num_draft_tokens == sum(len(one.draft_ids) for one in own)
+        assert metrics.num_accepted_tokens == sum(len(one.accepted_drafts) for one in own)
+        assert metrics.num_bonus_tokens == sum(one.has_bonus for one in own)
+        if metrics.num_draft_tokens == 0:  # a lookup may find nothing
+            assert metrics.acceptance_rate is metrics.draft_time is metrics.verify_time is None
+            continue
+        assert metrics.acceptance_rate == pytest.approx(metrics.num_accepted_tokens / metrics.num_draft_tokens)
+        for position, reached in enumerate(metrics.drafts_reached):
+            assert reached == sum(len(one.draft_ids) > position and len(one.accepted_drafts) >= position for one in own)
+        assert metrics.draft_time > 0 and metrics.verify_time > 0
+        assert metrics.speculation.state == "active"
+    assert sum(step.num_draft_tokens for step in steps) == sum(r.metrics.num_draft_tokens for r in results)
+    assert sum(step.num_accepted_tokens for step in steps) == sum(r.metrics.num_accepted_tokens for r in results)
+    assert sum(step.num_emitted_tokens for step in steps) == sum(len(r.token_ids) for r in results)
+    assert all(step.draft_ns > 0 for step in steps if step.num_draft_tokens)
+
+
+def test_time_per_token_counts_tokens_and_gaps_count_steps(make_speculative, tiny_model):
+    engine = make_speculative({"method": "draft", "num_tokens": 3}, draft_model=str(tiny_model))
+    metrics = engine.generate("abc", GREEDY.replace(max_tokens=21))[0].metrics
+    assert len(metrics.inter_token_latencies) == 5  # of four tokens each
+    assert metrics.time_per_output_token == pytest.approx(sum(metrics.inter_token_latencies) / 20)
+
+
+def test_the_engines_acceptance_rate_is_that_of_its_recent_steps(make_speculative):
+    assert make_speculative(None).stats().acceptance_rate is None
+    engine = make_speculative(METHODS["draft"])
+    assert engine.stats().acceptance_rate is None
+    metrics = engine.generate("abc", GREEDY)[0].metrics
+    assert engine.stats().acceptance_rate == pytest.approx(metrics.acceptance_rate)
+
+
+def test_blocks_taken_for_rejected_drafts_are_given_back_in_the_same_step(make_speculative):
+    engine = make_speculative({"method": "draft", "num_tokens": 9}, prefix_caching=False)
+    subscription = engine.events.subscribe()
+    engine.generate([3, 4, 5], GREEDY)
+    held, events = 0, subscription.drain()
+    for event in events:
+        if isinstance(event, BlockEvent):
+            held += {"alloc": 1, "free": -1}.get(event.action, 0)
+        if isinstance(event, StepEvent):
+            tokens = event.requests[0].num_computed_tokens + event.requests[0].num_tokens
+            rejected = len(event.requests[0].draft_ids) - len(event.requests[0].accepted_drafts)
+            assert event.kv_blocks_in_use <= -(-(tokens - rejected) // 4)
+
+
+def test_a_batch_beyond_the_limit_does_not_speculate_and_says_why(make_speculative):
+    engine = make_speculative({"method": "draft", "max_batch_size": 2})
+    few = engine.generate(["abc", "abd"], GREEDY)
+    assert all(result.metrics.num_draft_tokens for result in few)
+    many = engine.generate(["abc", "abd", "abe", "abf"], GREEDY)
+    assert not any(result.metrics.num_draft_tokens for result in many)
+    assert many[0].metrics.speculation.state == "off" and many[0].metrics.speculation.reason
+    assert "2" in many[0].metrics.speculation.reason
