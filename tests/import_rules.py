@@ -26,7 +26,10 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
-TORCH_FREE = tuple(f"playground.engine.{name}" for name in ("request", "block_pool", "block_tables", "scheduler"))
+TORCH_FREE = (
+    *(f"playground.engine.{name}" for name in ("request", "block_pool", "block_tables", "scheduler")),
+    *(f"playground.engine.speculation.{name}" for name in ("lookup", "ngram", "suffix", "suffix_automaton")),
+)
 
 # Heavy or optional libraries, and the only parts that may import them.
 RESERVED = {

@@ -61,11 +61,11 @@ class NgramProposer:
 def _extend(index: _Index, text: list[int], sizes: range) -> None:
     """Enter the n-grams that something follows since the last call; of equal ones the later stays."""
     for n in sizes:
-        first = max(n, index.num_tokens)  # position of the first token not yet entered as a follower
+        first = max(n, index.num_tokens)  # the first token not yet entered as a follower
+        count = max(0, len(text) - first)
         tail = text[first - n :]
-        index.next_position.update(
-            zip(zip(*(tail[i:-n] if i < n else tail for i in range(n)), strict=False), range(first, len(text)))
-        )
+        ngrams = zip(*(tail[i : i + count] for i in range(n)), strict=True)
+        index.next_position.update(zip(ngrams, range(first, first + count), strict=True))
     index.num_tokens = len(text)
 
 
