@@ -14,9 +14,10 @@ from playground.config import EngineConfig, SpeculationConfig
 from playground.engine.block_pool import BlockPool
 from playground.engine.resolve import resolve_attention
 from playground.engine.speculation.controller import SpeculationController
+from playground.engine.speculation.lookup import LookupProposer
 from playground.engine.speculation.model_drafts import ModelProposer
 from playground.engine.speculation.ngram import NgramProposer
-from playground.engine.speculation.speculator import LookupProposer, Speculator
+from playground.engine.speculation.speculator import Speculator
 from playground.engine.speculation.suffix import SuffixProposer
 from playground.errors import ConfigError
 from playground.models.bundled import BUNDLED_DRAFT_MODEL, BUNDLED_MODEL

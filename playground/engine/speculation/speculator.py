@@ -5,7 +5,6 @@ Owns the proposer and the controller that decides when drafting pays. Never deci
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 
@@ -13,19 +12,12 @@ from playground.config import SpeculationConfig
 from playground.engine.request import Request
 from playground.engine.scheduler import ScheduledRequest
 from playground.engine.speculation.controller import SpeculationController, SpeculationState, StepCost
+from playground.engine.speculation.lookup import LookupProposer
 from playground.engine.speculation.model_drafts import ModelProposer
 from playground.engine.speculation.proposal import Outcome, Proposal
 from playground.models.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
-
-
-class LookupProposer(Protocol):
-    """Finds drafts in texts that the engine has seen."""
-
-    def propose(self, request: Request, num_tokens: int) -> list[int]: ...
-
-    def forget(self, request: Request) -> None: ...
 
 
 class Speculator:
