@@ -4,13 +4,14 @@ Keeps nothing between calls. What only the device knows yet (tokens of a step in
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.host import to_device
-from playground.models.batch import ModelBatch
+from kernels.paged import TREE_TOKENS
+from playground.models.batch import ModelBatch, tree_masks
 
 UNKNOWN = -1
 """Stands on the host for a token that only the device knows; no embedding has it, so a missed one cannot pass."""
@@ -24,10 +25,23 @@ class BatchSlice(NamedTuple):
     start: int
     block_table: Sequence[int]
     num_logits: int
+    parents: Sequence[int] | None = None
+    """Where the last tokens are a tree: the token before it and these drafts, each after its parent (see `Proposal`)."""
 
     @property
     def end(self) -> int:
         return self.start + len(self.token_ids)
+
+    @property
+    def positions(self) -> list[int]:
+        """Position of each token in its sequence: in a tree, as deep as it stands."""
+        if self.parents is None:
+            return list(range(self.start, self.end))
+        root = self.end - len(self.parents) - 1
+        depths = [0]
+        for parent in self.parents:
+            depths.append(depths[parent + 1] + 1)
+        return [*range(self.start, root), *(root + depth for depth in depths)]
 
 
 def build_batch(slices: Sequence[BatchSlice], block_size: int, device: torch.device) -> ModelBatch:
@@ -39,7 +53,7 @@ def build_batch(slices: Sequence[BatchSlice], block_size: int, device: torch.dev
     logits_rows: list[int] = []
     for one in slices:
         token_ids += one.token_ids
-        positions += range(one.start, one.end)
+        positions += one.positions
         if block_size:
             slots += slot_mapping(one.block_table, one.start, one.end, block_size)
         query_starts.append(len(token_ids))
@@ -61,7 +75,22 @@ def build_batch(slices: Sequence[BatchSlice], block_size: int, device: torch.dev
         logits_rows=tensor(logits_rows, torch.int64),
         query_lens=[len(one.token_ids) for one in slices],
         kv_lens_list=kv_lens,
+        **_trees(slices, device),
     )
+
+
+def _trees(slices: Sequence[BatchSlice], device: torch.device) -> dict[str, Any]:
+    """The fields of a batch that say what its trees see; none of them without a tree."""
+    if all(one.parents is None for one in slices):
+        return {}
+    masks: list[int] = []
+    for one in slices:
+        # Others are chains, which are trees too; of what is longer than a mask, or stands before a tree, none is read.
+        chain = len(one.token_ids) if len(one.token_ids) <= TREE_TOKENS else 0
+        own = tree_masks(range(-1, chain - 2) if one.parents is None else one.parents) if chain or one.parents else []
+        masks += [0] * (len(one.token_ids) - len(own)) + own
+    lens = [0 if one.parents is None else len(one.parents) + 1 for one in slices]
+    return {"tree_mask": to_device(torch.tensor(masks, dtype=torch.int64), device), "tree_lens": lens}
 
 
 def slot_mapping(block_table: Sequence[int], start: int, end: int, block_size: int) -> list[int]:

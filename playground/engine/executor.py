@@ -7,13 +7,13 @@ device. A batch that fails is run again request by request, so that one bad requ
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from kernels.host import to_device
-from playground.engine.batches import UNKNOWN, BatchSlice, build_batch, put_tokens
+from playground.engine.batches import UNKNOWN, BatchSlice, build_batch, put_tokens, slot_mapping
 from playground.engine.outputs import TokenLogprob
 from playground.engine.sampler import Sampler, SamplingRow
 from playground.engine.scheduler import ScheduledRequest, SchedulerOutput
@@ -59,6 +59,8 @@ class InFlightStep:
     scheduled: list[ScheduledRequest]
     before: "InFlightStep | None" = None
     """The step whose tokens this one runs on, while it is being launched."""
+    proposal: Proposal | None = None
+    """The drafts that it verifies."""
     draws: list[_Draw] = field(default_factory=list)
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
@@ -152,6 +154,7 @@ class Executor:
             logger.exception("reading a step of %d requests failed; running them one by one", len(step.scheduled))
             self._run_one_by_one(step, error)
             outcomes = _read(step)
+        self._straighten(step, outcomes)
         waited = time.perf_counter_ns() - started
         return StepResult(
             outcomes,
@@ -162,6 +165,20 @@ class Executor:
             step.forward_ns + waited,
             step.sample_ns,
         )
+
+    def _straighten(self, step: InFlightStep, outcomes: Mapping[int, Outcome]) -> None:
+        """Move the KV of accepted drafts of trees to where their tokens stand in the sequence."""
+        if self.kv_cache is None or step.proposal is None or step.proposal.parents is None:
+            return
+        pairs: list[tuple[int, int]] = []
+        for one in step.scheduled:
+            path = outcomes[one.request.request_id].path if one.num_drafts else ()
+            slots = slot_mapping(one.request.block_table, one.num_drawn, one.end, self.block_size)
+            pairs += [(slots[draft], slots[place]) for place, draft in enumerate(path) if draft != place]
+        if pairs:
+            self.kv_cache.move(pairs)
+            assert self.speculator is not None
+            self.speculator.move(pairs)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy KV blocks (source, destination), a draft model's too."""
@@ -203,6 +220,7 @@ class Executor:
         made = {} if proposal is None else dict(zip(proposal.request_ids, proposal.counts, strict=True))
         step.scheduled[:] = [one.with_drafts(made.get(one.request.request_id, 0)) for one in step.scheduled]
         step.draft_ns = time.perf_counter_ns() - started
+        step.proposal = proposal
         return proposal
 
     def _launch(self, scheduled: Sequence[ScheduledRequest], step: InFlightStep, proposal: Proposal | None) -> None:
@@ -236,7 +254,10 @@ class Executor:
                     place + one.num_tokens - one.num_drafts, place + one.num_tokens
                 )
             token_ids += [UNKNOWN] * (missing + one.num_drafts)
-            slices.append(BatchSlice(token_ids, one.start, one.request.block_table, _num_logits(one)))
+            parents = None
+            if one.num_drafts and proposal is not None and proposal.parents is not None:
+                parents = proposal.parents[proposal.row_of[one.request.request_id]]
+            slices.append(BatchSlice(token_ids, one.start, one.request.block_table, _num_logits(one), parents))
             place += one.num_tokens
         batch = build_batch(slices, self.block_size if self.kv_cache is not None else 0, self.model.device)
         if pending:

@@ -3,6 +3,7 @@
 Numbers and their definitions come from `telemetry`; nothing here measures or rounds by itself.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,9 @@ def reply_figures(metrics: Mapping[str, Any]) -> list[Figure]:
     if drafts:
         text = f"{format_count(accepted)} of {format_count(drafts)} drafts accepted"
         figures.append((text, define("acceptance_rate").hover))
+    speculation = metrics.get("speculation")
+    if isinstance(speculation, Mapping) and speculation.get("reason"):
+        figures.append((f"speculation {speculation.get('state')}", str(speculation["reason"])))
     return figures
 
 
@@ -100,7 +104,7 @@ def context_tokens(metrics: Mapping[str, Any]) -> int | None:
 
 def metrics_dict(metrics: RequestMetrics) -> dict[str, Any]:
     """The metrics by the engine's names, for storing."""
-    return {name: getattr(metrics, name) for name in RequestMetrics.__dataclass_fields__}
+    return dataclasses.asdict(metrics)
 
 
 def _plural(count: Any, noun: str) -> str:

@@ -84,6 +84,14 @@ def test_the_figures_under_a_reply_are_those_of_its_metrics() -> None:
     assert context_tokens(metrics) == 207
 
 
+def test_the_figures_tell_of_drafts_where_there_were_some() -> None:
+    drafted = {"num_draft_tokens": 40, "num_accepted_tokens": 31}
+    assert reply_figures(drafted)[-1][0] == "31 of 40 drafts accepted"
+    off = {"speculation": {"state": "off", "reason": "slower than without", "num_tokens": 0}}
+    assert reply_figures(off)[-1] == ("speculation off", "slower than without")
+    assert not [text for text, _ in reply_figures({"num_draft_tokens": 0, "speculation": None}) if "draft" in text]
+
+
 def test_what_was_not_measured_is_a_dash_and_never_a_zero() -> None:
     figures = " ".join(text for text, _ in reply_figures({"num_output_tokens": 0}))
     assert figures == f"0 tokens first token {MISSING} {MISSING} {MISSING} cached {MISSING} KV blocks"

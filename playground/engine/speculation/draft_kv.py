@@ -30,11 +30,11 @@ class DraftKV:
         """Leading tokens of the request whose draft KV is there."""
         return self._of(request).num_computed
 
-    def wrote(self, request: Request, end: int) -> None:
-        """The draft has run tokens up to `end`, drafts perhaps among the last ones."""
+    def wrote(self, request: Request, end: int, num_beyond: int = 0) -> None:
+        """The draft has run tokens up to `end`, drafts perhaps among the last ones, and used slots beyond it."""
         reach = self._of(request)
         size = self._block_size
-        for index in range(reach.num_computed // size, min(-(-end // size), len(request.block_table))):
+        for index in range(reach.num_computed // size, min(-(-(end + num_beyond) // size), len(request.block_table))):
             self._content.pop(request.block_table[index], None)
         reach.num_recorded_blocks = min(reach.num_recorded_blocks, reach.num_computed // size)
         reach.num_computed = end

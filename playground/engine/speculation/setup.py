@@ -20,6 +20,7 @@ from playground.engine.speculation.ngram import NgramProposer
 from playground.engine.speculation.speculator import Speculator
 from playground.engine.speculation.suffix import SuffixProposer
 from playground.errors import ConfigError
+from playground.models.attention import why_no_trees
 from playground.models.bundled import BUNDLED_DRAFT_MODEL, BUNDLED_MODEL
 from playground.models.config import DecoderConfig
 from playground.models.decoder import Decoder
@@ -97,6 +98,8 @@ def build_speculator(
             f"num_tokens={speculation.most_drafts} drafts at once do not fit into max_model_len="
             f"{config.max_model_len}: give at most {config.max_model_len - 1}."
         )
+    if speculation.tree_width > 1 and (reason := why_no_trees(target.config.layer_windows)) is not None:
+        raise ConfigError(f"tree_width={speculation.tree_width} is not possible here: {reason}; give 1.")
     proposer: ModelProposer | LookupProposer
     if speculation.method == "ngram":
         proposer = NgramProposer(speculation.ngram_min, speculation.ngram_max)
@@ -114,6 +117,7 @@ def build_speculator(
             max_num_tokens=config.max_num_batched_tokens,
             shares_target_kv=shares,
             keeps_probabilities=speculation.verification == "rejection",
+            tree_width=speculation.tree_width,
         )
     controller = SpeculationController(
         speculation.num_tokens,
@@ -121,7 +125,7 @@ def build_speculator(
         max_num_tokens=speculation.max_num_tokens,
         drafts_cost_model_time=isinstance(proposer, ModelProposer),
     )
-    return Speculator(speculation, proposer, controller, target.device)
+    return Speculator(speculation, proposer, controller, max_model_len=config.max_model_len, device=target.device)
 
 
 def _draft_path(config: EngineConfig, target: LoadedModel) -> Path:

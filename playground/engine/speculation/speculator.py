@@ -28,10 +28,12 @@ class Speculator:
         config: SpeculationConfig,
         proposer: ModelProposer | LookupProposer,
         controller: SpeculationController,
+        *,
+        max_model_len: int,
         device: torch.device,
     ) -> None:
         self.config, self.proposer, self.controller = config, proposer, controller
-        self._device = device
+        self._max_model_len, self._device = max_model_len, device
         self._found: dict[int, list[int]] = {}  # drafts looked up for the step that is being planned
 
     @property
@@ -50,12 +52,15 @@ class Speculator:
         for request in running:
             request.num_planned_drafts = 0
         for request in deciding:
-            room = request.max_total_tokens - request.num_tokens_with_pending - 1
+            room = min(
+                request.max_total_tokens - request.num_tokens_with_pending - 1,
+                (self._max_model_len - request.num_tokens_with_pending) // self.config.tree_width,
+            )
             wanted = self.controller.plan(request.request_id, batch_size=len(deciding), limit=room) if room > 0 else 0
             request.awaits_drafts = wanted > 0
             if wanted == 0 or request.num_pending_tokens or request.num_uncomputed_tokens != 1:
                 continue
-            request.num_planned_drafts = self._look_up(request, wanted)
+            request.num_planned_drafts = self._look_up(request, wanted) * self.config.tree_width
 
     def _look_up(self, request: Request, num_tokens: int) -> int:
         if isinstance(self.proposer, ModelProposer):
@@ -99,6 +104,11 @@ class Speculator:
         """The request has ended."""
         self.controller.forget(request.request_id)
         self.proposer.forget(request)
+
+    def move(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Move the draft model's KV of tokens between slots (source, destination)."""
+        if self.own_kv_cache is not None:
+            self.own_kv_cache.move(pairs)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy the draft model's part of KV blocks (source, destination)."""

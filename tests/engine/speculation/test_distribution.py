@@ -17,7 +17,7 @@ from playground import Engine, EngineConfig, SamplingParams
 from playground.config import SpeculationConfig
 from playground.engine.batches import BatchSlice, build_batch
 from playground.engine.logit_rules import SamplingRow
-from playground.engine.speculation import model_drafts, verification
+from playground.engine.speculation import chain_drafts, model_drafts, verification
 from playground.engine.speculation.proposal import Proposal
 from playground.models.loader import load_model
 from tests.engine.sampling_reference import chi_square_p_value, probabilities
@@ -118,30 +118,30 @@ def test_so_it_has_with_every_other_proposer(small_pair, exact, method, setting)
 
 
 def greedy_drafts_said_to_be_drawn(monkeypatch):
-    whole = model_drafts._Draws.__call__
+    whole = chain_drafts._Draws.__call__
 
     def draw(self, logits, before):
         weights = whole(self, logits, before)[1]
         return weights.argmax(-1), weights
 
-    monkeypatch.setattr(model_drafts._Draws, "__call__", draw)
+    monkeypatch.setattr(chain_drafts._Draws, "__call__", draw)
 
 
 def drafts_drawn_at_another_temperature(monkeypatch):
-    whole = model_drafts._Draws.__call__
+    whole = chain_drafts._Draws.__call__
 
     def draw(self, logits, before):
         tokens, _ = whole(self, logits, before)
         return tokens, whole(self, logits / 2, before)[1]
 
-    monkeypatch.setattr(model_drafts._Draws, "__call__", draw)
+    monkeypatch.setattr(chain_drafts._Draws, "__call__", draw)
 
 
 def unlikely_drafts_left_out(monkeypatch):
-    whole = model_drafts.ModelProposer._draw_chains
+    whole = model_drafts.draw_chains
 
-    def chains(self, logits, active):
-        made = whole(self, logits, active)
+    def chains(*arguments):
+        made = whole(*arguments)
         kept = []
         for row, count in enumerate(made.counts):
             likely = [float(made.probabilities[row, i, made.token_ids[row, i]]) >= 0.25 for i in range(count)]
@@ -153,7 +153,7 @@ def unlikely_drafts_left_out(monkeypatch):
             [made.request_ids[r] for r in rows], [kept[r] for r in rows], made.token_ids[rows], made.probabilities[rows]
         )
 
-    monkeypatch.setattr(model_drafts.ModelProposer, "_draw_chains", chains)
+    monkeypatch.setattr(model_drafts, "draw_chains", chains)
 
 
 def rejected_drafts_replaced_from_the_whole_distribution(monkeypatch):
