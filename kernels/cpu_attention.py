@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOG2E = math.log2(math.e)
+TREE_TOKENS = 64
+"""Query tokens of a sequence that a tree mask can tell apart: the bits of an int64."""
 # Rows of queries that share one explicit mask: bounds its size and skips the keys that no row of the piece sees.
 _MASKED_ROWS = 256
 
@@ -26,10 +28,10 @@ class Piece:
     low: int
     high: int
     mask: Tensor | None
-    """Added to the scores; broadcasts to [batch, 1, q, high - low]."""
+    """Added to the scores; broadcasts to [batch, 1, query rows, high - low]."""
     causal: bool
-    packed: bool = False
-    """One query per sequence: the heads of a group are its query rows."""
+    packed: int = 0
+    """So many queries of each of a batch of sequences: the heads of a group are further query rows. 0: one sequence."""
     views: tuple[Tensor, Tensor] | None = None
     """K and V as attention takes them, where they lie in the same scratch memory in every layer."""
 
@@ -37,6 +39,44 @@ class Piece:
 def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
     """0 where seen, -inf elsewhere."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -math.inf)
+
+
+def seen_by_last(among: Tensor, queries: int, window: int | None, tree: Tensor | None) -> Tensor:
+    """bool [..., queries, keys]: what each of a sequence's last tokens sees of the keys `among` [..., 1, keys].
+
+    Keys are counted from the first of these tokens, negative before it. Causal without `tree`; int64 `tree`
+    [..., queries] has one mask a token: bit j shows it the token j, and it stands as deep as it sees tokens, which is
+    what `window` counts. No window may be narrower than a tree is deep.
+    """
+    if tree is None:
+        depth = torch.arange(queries, device=among.device)[:, None]
+        seen = among <= depth
+    else:
+        bits = (tree[..., None] >> among.clamp(0, TREE_TOKENS - 1)) & 1 == 1
+        seen = ((among < 0) | bits) & (among < queries)
+    if window is not None:
+        if tree is not None:
+            every_bit = torch.arange(TREE_TOKENS, device=tree.device)
+            depth = ((tree[..., None] >> every_bit) & 1).sum(-1, keepdim=True) - 1
+        seen &= among > depth - window
+    return seen
+
+
+def tree_piece(
+    row: int,
+    q_len: int,
+    kv_len: int,
+    offset: int,
+    window: int | None,
+    dtype: torch.dtype,
+    tree: Tensor,
+) -> Piece:
+    """The piece for the last `q_len` of `kv_len` tokens as a tree, int64 [q_len] as in `seen_by_last`."""
+    context = kv_len - q_len
+    low = 0 if window is None else max(0, context + 1 - window)
+    among = torch.arange(low - context, q_len, device=tree.device)[None]
+    mask = additive_mask(seen_by_last(among, q_len, window, tree), dtype)[None, None]
+    return Piece(row, row + q_len, low - offset, kv_len - offset, mask, False)
 
 
 def chunk_pieces(
@@ -94,7 +134,11 @@ def attend_piece(
     if rows != q.shape[0]:
         q = q[piece.start : piece.stop]
     if piece.packed:
-        q = q.view(rows, k.shape[1], heads // k.shape[1], dim)
+        batch, kv_heads, group = k.shape[0], k.shape[1], heads // k.shape[1]
+        if piece.packed == 1:
+            q = q.view(batch, kv_heads, group, dim)
+        else:
+            q = q.view(batch, piece.packed, kv_heads, group, dim).transpose(1, 2).flatten(2, 3)
     else:
         q = q.view(rows, k.shape[0], k.shape[1], dim).permute(1, 2, 0, 3)
     lse: Tensor | None = None
@@ -107,6 +151,9 @@ def attend_piece(
         lse = lse * LOG2E
     else:
         out = F.scaled_dot_product_attention(q, k, v, piece.mask, 0.0, piece.causal, scale=scale)
+    if piece.packed > 1:
+        out = out.view(batch, kv_heads, piece.packed, group, dim).transpose(1, 2)
+        lse = None if lse is None else lse.view(batch, kv_heads, piece.packed, group).transpose(1, 2)
     if piece.packed:
         return out.reshape(rows, heads, dim), None if lse is None else lse.reshape(rows, heads)
     out = out.permute(2, 0, 1, 3).reshape(rows, heads, dim)
@@ -130,12 +177,29 @@ def materialised(
     return torch.matmul(torch.softmax(scores, dim=-1).to(v.dtype), v), lse * LOG2E
 
 
-def varlen_pieces(query_lens: Sequence[int], window: int | None, dtype: torch.dtype, like: Tensor) -> list[list[Piece]]:
-    """Pieces per sequence where a batch holds whole sequences and attends to its own keys."""
+def varlen_pieces(
+    query_lens: Sequence[int],
+    window: int | None,
+    dtype: torch.dtype,
+    like: Tensor,
+    tree_mask: Tensor | None = None,
+    tree_lens: Sequence[int] | None = None,
+) -> list[list[Piece]]:
+    """Pieces per sequence where a batch holds whole sequences and attends to its own keys.
+
+    `tree_lens` says how many of each sequence's last tokens are a tree; their rows of `tree_mask` int64 [T] count them
+    from the first of it.
+    """
     result, row = [], 0
-    for length in query_lens:
-        result.append(chunk_pieces(row, length, length, 0, window, dtype, like) if length else [])
+    for number, length in enumerate(query_lens):
+        in_tree = 0 if tree_lens is None else tree_lens[number]
+        before = length - in_tree
+        pieces = chunk_pieces(row, before, before, 0, window, dtype, like) if before else []
         row += length
+        if tree_mask is not None and in_tree:
+            tree = tree_mask[row - in_tree : row]
+            pieces.append(tree_piece(row - in_tree, in_tree, length, 0, window, dtype, tree))
+        result.append(pieces)
     return result
 
 

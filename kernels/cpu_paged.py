@@ -4,23 +4,36 @@ A `PagedPlan` holds everything about a batch that is the same in every layer (wh
 are grouped), so that a layer costs one gather of K and V and one attention call per group. Owns no cache.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from kernels.cpu_attention import Piece, additive_mask, attend_piece, chunk_pieces, piece_views
+from kernels.cpu_attention import (
+    TREE_TOKENS,
+    Piece,
+    additive_mask,
+    attend_piece,
+    chunk_pieces,
+    piece_views,
+    seen_by_last,
+    tree_piece,
+)
 
 # One more group costs a gather and an attention call, 45 us, about what 500 padded tokens of 3 heads of 64 cost.
 _GROUP_COST_TOKENS = 500
+# Sequences of up to as many query tokens are batched, all heads of a group as query rows: 5 tokens of 32 heads over 8
+# of 128, context 1000, take 1.6 ms so and 3.1 ms head by head. From 32 on that gains little, and the mask grows.
+_BATCHED_QUERIES = 16
 # Blocks of at least this many tokens are read in place, sequence by sequence, instead of gathered.
 _LARGE_BLOCK = 256
 
 
 @dataclass(slots=True)
 class Group:
-    """Sequences whose keys are gathered together: many of one query token each, or one of any length."""
+    """Sequences whose keys are gathered together: several of equally few query tokens, or one of any number."""
 
     batch: int
     num_blocks: int
@@ -46,22 +59,32 @@ class Workspace:
 
 
 def arrange(query_lens: Sequence[int], kv_lens: Sequence[int], block_size: int, window: int | None) -> list[list[int]]:
-    """Sequence numbers in groups: single query tokens together where padding costs less than a call, others alone."""
-    decode = [s for s, (q, kv) in enumerate(zip(query_lens, kv_lens, strict=True)) if q == 1 and kv > 0]
-    spans = {s: kv_lens[s] if window is None else min(kv_lens[s], window + block_size) for s in decode}
-    decode.sort(key=lambda s: -spans[s])
+    """Sequence numbers in groups: equally few query tokens together where padding costs less than a call, others alone.
+
+    Groups of single tokens come first.
+    """
+    if len(query_lens) == 1:
+        return [[0]] if query_lens[0] > 0 else []
+    batched = [
+        s for s, (q, kv) in enumerate(zip(query_lens, kv_lens, strict=True)) if 0 < q <= _BATCHED_QUERIES and kv >= q
+    ]
+    spans = {s: kv_lens[s] if window is None else min(kv_lens[s], window + block_size) for s in batched}
+    batched.sort(key=lambda s: (query_lens[s], -spans[s]))
     groups: list[list[int]] = []
-    longest = 0
-    for done, sequence in enumerate(decode):
-        remaining = len(decode) - done
-        if not groups or (longest - spans[sequence]) * remaining > _GROUP_COST_TOKENS:
+    queries = longest = 0
+    for done, sequence in enumerate(batched):
+        remaining = len(batched) - done
+        padding = (longest - spans[sequence]) * remaining * queries
+        if query_lens[sequence] != queries or padding > _GROUP_COST_TOKENS:
             groups.append([])
-            longest = spans[sequence]
+            queries, longest = query_lens[sequence], spans[sequence]
         groups[-1].append(sequence)
     for group in groups:
         group.sort()
-    together = set(decode)
-    return groups + [[s] for s in range(len(query_lens)) if s not in together and query_lens[s] > 0]
+    together = set(batched)
+    groups += [[s] for s in range(len(query_lens)) if s not in together and query_lens[s] > 0]
+    singles = [group for group in groups if query_lens[group[0]] == 1]
+    return singles + sorted(group for group in groups if query_lens[group[0]] != 1)
 
 
 def token_order(groups: list[list[int]], query_lens: Sequence[int]) -> list[int] | None:
@@ -78,7 +101,9 @@ def token_order(groups: list[list[int]], query_lens: Sequence[int]) -> list[int]
 class PagedPlan:
     """How one ragged batch attends to a paged cache; the same for all layers with the same window.
 
-    Query rows are expected in the order of `groups` (see `token_order`).
+    Query rows are expected in the order of `groups` (see `token_order`), and so is `tree_mask`, int64 [T] as in
+    `kernels.paged_attention`. A batch of single tokens may be planned for several `steps`, in each of which every
+    sequence is one token longer: the keys to gather are then found once.
     """
 
     def __init__(
@@ -90,25 +115,30 @@ class PagedPlan:
         cache_shape: Sequence[int],
         window: int | None,
         dtype: torch.dtype,
+        num_heads: int,
+        *,
+        tree_mask: Tensor | None = None,
+        steps: int = 1,
     ) -> None:
         self.cache_shape = cache_shape
         self.num_kv_heads, self.block_size = cache_shape[1], cache_shape[2]
-        self.window, self.dtype, self.table = window, dtype, block_table
-        self.groups: list[Group] = []
+        self.heads_per_group = num_heads // cache_shape[1]
+        self.window, self.dtype, self.table, self.tree_mask = window, dtype, block_table, tree_mask
         self.num_rows = sum(query_lens)
-        covered = row = 0
+        self.steps: list[list[Group]] = [[] for _ in range(steps)]
+        """The groups of each step; only their pieces differ."""
+        row = 0
         for sequences in groups:
-            rows = sum(query_lens[s] for s in sequences)
-            if len(sequences) > 1 or rows == 1:
-                added = self._decode_groups(sequences, kv_lens, row)
+            queries, lens = query_lens[sequences[0]], [kv_lens[s] for s in sequences]
+            if queries <= _BATCHED_QUERIES and min(lens) >= queries:
+                self._add_batched(sequences, queries, lens, row)
             else:
-                added = self._chunk_group(sequences[0], rows, kv_lens[sequences[0]], row)
-            self.groups += added
-            covered += sum(piece.stop - piece.start for group in added for piece in group.pieces)
-            row += rows
+                self.steps[0] += self._chunk_group(sequences[0], queries, lens[0], row)
+            row += queries * len(sequences)
+        covered = sum(piece.stop - piece.start for group in self.steps[0] for piece in group.pieces)
         self.complete = covered == self.num_rows
         """Whether every query row sees at least one key."""
-        rows_gathered = max((g.index.shape[0] for g in self.groups if g.index is not None), default=0)
+        rows_gathered = max((g.index.shape[0] for g in self.steps[0] if g.index is not None), default=0)
         self._scratch_size = rows_gathered * self.block_size * cache_shape[3]
         self._scratch_at = 0
 
@@ -116,38 +146,52 @@ class PagedPlan:
         """First block that the earliest of the last `q_len` tokens sees."""
         return 0 if self.window is None else max(0, kv_len - q_len + 1 - self.window) // self.block_size
 
-    def _decode_groups(self, sequences: list[int], kv_lens: Sequence[int], row: int) -> list[Group]:
-        size, window = self.block_size, self.window
-        lens = [kv_lens[s] for s in sequences]
-        if lens == [0]:
-            return []
-        firsts = [self._first(n, 1) for n in lens]
-        blocks = [-(-n // size) - first for n, first in zip(lens, firsts, strict=True)]
-        lows = [
-            (0 if window is None else max(0, n - window)) - first * size for n, first in zip(lens, firsts, strict=True)
-        ]
-        highs = [n - first * size for n, first in zip(lens, firsts, strict=True)]
+    def _add_batched(self, sequences: list[int], queries: int, lens: list[int], row: int) -> None:
+        """Sequences of equally few query tokens, as one group in each step."""
+        size, further = self.block_size, len(self.steps) - 1
+        firsts = [self._first(n, queries) for n in lens]
+        blocks = [-(-(n + further) // size) - first for n, first in zip(lens, firsts, strict=True)]
         if len(sequences) > 1 and max(blocks) == 1 and size >= _LARGE_BLOCK:
             # One large block a sequence (contiguous cache): reading in place beats one copy of everything.
-            return [g for i, s in enumerate(sequences) for g in self._decode_groups([s], kv_lens, row + i)]
+            for i, (sequence, length) in enumerate(zip(sequences, lens, strict=True)):
+                self._add_batched([sequence], queries, [length], row + i * queries)
+            return
         group = self._gather(sequences, firsts, blocks)
-        low, high = min(lows), max(highs)
+        for step, groups in enumerate(self.steps):
+            # Query tokens of each sequence start here, counted from its first gathered key.
+            contexts = [n + step - queries - first * size for n, first in zip(lens, firsts, strict=True)]
+            piece = self._batched_piece(contexts, queries, row)
+            groups.append(Group(group.batch, group.num_blocks, group.index, group.first_block, [piece]))
+
+    def _batched_piece(self, contexts: list[int], queries: int, row: int) -> Piece:
+        rows = queries * len(contexts)
+        low = 0 if self.window is None else max(0, min(contexts) + 1 - self.window)
+        high = max(contexts) + queries
         mask = None
-        if len(set(lows)) > 1 or len(set(highs)) > 1:
-            keys = torch.arange(low, high, device=self.table.device)
-            bounds = torch.tensor([lows, highs], device=self.table.device)[:, :, None]
-            mask = self._additive((keys >= bounds[0]) & (keys < bounds[1]))[:, None, None, :]
-        group.pieces.append(Piece(row, row + len(sequences), low, high, mask, causal=False, packed=True))
-        return [group]
+        if queries > 1 or len(set(contexts)) > 1:
+            device = self.table.device
+            starts = contexts[0] if len(contexts) == 1 else torch.tensor(contexts, device=device)[:, None, None]
+            among = torch.arange(low, high, device=device) - starts
+            tree = None if self.tree_mask is None else self.tree_mask[row : row + rows].view(-1, queries)
+            seen = seen_by_last(among.view(-1, 1, high - low), queries, self.window, tree)
+            mask = additive_mask(seen, self.dtype)[:, None]
+            if queries > 1:
+                mask = mask.repeat_interleave(self.heads_per_group, 2)
+        return Piece(row, row + rows, low, high, mask, causal=False, packed=queries)
 
     def _chunk_group(self, sequence: int, q_len: int, kv_len: int, row: int) -> list[Group]:
         row += max(0, q_len - kv_len)  # rows before the first key see nothing
+        tree = None if self.tree_mask is None or q_len > TREE_TOKENS or kv_len < q_len else self.tree_mask
         q_len = min(q_len, kv_len)
         if q_len == 0:
             return []
         first = self._first(kv_len, q_len)
         group = self._gather([sequence], [first], [-(-kv_len // self.block_size) - first])
-        group.pieces = chunk_pieces(row, q_len, kv_len, first * self.block_size, self.window, self.dtype, self.table)
+        shape = (row, q_len, kv_len, first * self.block_size, self.window, self.dtype)
+        if tree is not None:
+            group.pieces = [tree_piece(*shape, tree[row : row + q_len])]
+        else:
+            group.pieces = chunk_pieces(*shape, self.table)
         return [group]
 
     def _gather(self, sequences: list[int], firsts: list[int], blocks: list[int]) -> Group:
@@ -155,21 +199,17 @@ class PagedPlan:
         if len(sequences) == 1 and most == 1 and device.type == "cpu":
             return Group(1, 1, None, int(self.table[sequences[0], firsts[0]]))
         if len(sequences) == 1:
-            ids = self.table[sequences[0], firsts[0] : firsts[0] + most].long()[None]
+            ids = self.table[sequences[0] : sequences[0] + 1, firsts[0] : firsts[0] + most]
         else:
             rows = torch.tensor(sequences, device=device)[:, None]
             columns = torch.arange(most, device=device)
             counts = torch.tensor([firsts, blocks], device=device)[:, :, None]
             used = columns < counts[1]
             # Beyond a sequence's last block stands the null block, whatever the table holds there.
-            ids = torch.where(used, self.table[rows, torch.where(used, columns + counts[0], 0)], 0).long()
-        heads = torch.arange(self.num_kv_heads, device=device)[:, None]
-        index = (ids[:, None, :] * self.num_kv_heads + heads).reshape(-1)
-        index = torch.cat((index, index + self.cache_shape[0] * self.num_kv_heads))
+            ids = torch.where(used, self.table[rows, torch.where(used, columns + counts[0], 0)], 0)
+        first_rows = _first_rows(self.cache_shape[0], self.num_kv_heads, device)
+        index = torch.add(first_rows, ids[:, None, :], alpha=self.num_kv_heads).view(-1)
         return Group(len(sequences), most, index, 0)
-
-    def _additive(self, seen: Tensor) -> Tensor:
-        return additive_mask(seen, self.dtype)
 
     def attend(
         self,
@@ -184,6 +224,7 @@ class PagedPlan:
         softcap: float | None = None,
         scales: tuple[Tensor, Tensor] | None = None,
         lse: Tensor | None = None,
+        step: int = 0,
     ) -> Tensor:
         """q [T, Hq, D] in group order -> [T, Hq, D]; fills `lse` [T, Hq] (base 2) where given.
 
@@ -191,16 +232,16 @@ class PagedPlan:
         then one call gathers both.
         """
         out: Tensor | None = None
-        if not (self.complete and len(self.groups) == 1 and len(self.groups[0].pieces) == 1):
+        groups = self.steps[step]
+        if not (self.complete and len(groups) == 1 and len(groups[0].pieces) == 1):
             make = torch.empty if self.complete else torch.zeros
             out = make(q.shape, dtype=q.dtype, device=q.device)
         scratch = workspace.take(self._scratch_size, k_cache)
         if scratch.data_ptr() != self._scratch_at:  # another plan made the workspace grow since the last layer
             self._scratch_at = scratch.data_ptr()
-            for group in self.groups:
-                for piece in group.pieces:
-                    piece.views = None
-        for group in self.groups:
+            for piece in (piece for of_step in self.steps for group in of_step for piece in group.pieces):
+                piece.views = None
+        for group in groups:
             k, v = self._keys_and_values(group, k_cache, v_cache, pages, scratch)
             steady = group.index is not None and scales is None and k.dtype == q.dtype
             if not steady:
@@ -247,6 +288,13 @@ class PagedPlan:
         _, heads, size, _ = self.cache_shape
         index = group.index[: group.index.shape[0] // 2]
         return scales[side].reshape(-1, size).index_select(0, index).view(group.batch, heads, -1)
+
+
+@functools.lru_cache(maxsize=64)
+def _first_rows(num_blocks: int, num_kv_heads: int, device: torch.device) -> Tensor:
+    """int64 [2, 1, Hkv, 1]: where the heads of block 0 lie among the rows of K and of V."""
+    heads = torch.arange(num_kv_heads, device=device)
+    return torch.stack((heads, heads + num_blocks * num_kv_heads))[:, None, :, None]
 
 
 def _dequantize(pages: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:

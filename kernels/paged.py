@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from kernels import cpu_paged, reference
+from kernels.cpu_attention import TREE_TOKENS
 from kernels.dispatch import choose
 
 MAX_HEAD_DIM, MAX_GROUP = 256, 64
 """What the Triton kernels are written for."""
 DECODE_ROWS = 64
 """Query tokens times heads of a group that one program of the split decode kernel takes."""
-TREE_TOKENS = 64
-"""Query tokens of a sequence that a tree mask can tell apart: the bits of an int64."""
 
 
 def paged_attention(
@@ -53,7 +52,9 @@ def paged_attention(
 
     - `window=w` lets a token see itself and the w - 1 before it; `sinks` [Hq] are logits that join the denominator.
     - `tree_mask` int64 [T]: bit j lets a token see query token j of its sequence (what lies before the query tokens
-      is always seen); a sequence of more than 64 query tokens stays causal. `causal=False`: every key is seen.
+      is always seen); each sees itself. A sequence of more than 64 query tokens stays causal. A window counts depth:
+      a token stands as many places behind the context as it sees query tokens, and no window may be narrower than
+      64, so that it never cuts a branch. `causal=False`: every key is seen.
     - `max_query_len` promises that no sequence has more query tokens, or none of the first `num_short` where given:
       short ones take the split decode kernel. A batch of decodes and prompts puts its decodes first.
     - `num_splits` fixes the splits along the keys; then a sequence's result does not depend on its batch.
@@ -77,13 +78,13 @@ def paged_attention(
             tree_mask=tree_mask, num_splits=num_splits, out=result, lse=lse, **options,
         )  # fmt: skip
     else:
-        if chosen == "reference" or tree_mask is not None or not causal:
+        if chosen == "reference" or not causal:
             result, lse = reference.paged_attention(
                 *arguments, scale=scale, window=window, softcap=softcap, k_scale=k_scale, v_scale=v_scale,
                 sinks=sinks, tree_mask=tree_mask, causal=causal,
             )  # fmt: skip
         else:
-            result, lse = _torch(*arguments, want_lse=return_lse, **options)
+            result, lse = _torch(*arguments, tree_mask=tree_mask, want_lse=return_lse, **options)
         if out is not None:
             result = out.copy_(result)
     return (result, lse) if lse is not None and return_lse else result
@@ -207,6 +208,7 @@ def _torch(
     softcap: float | None,
     scales: tuple[Tensor, Tensor] | None,
     sinks: Tensor | None,
+    tree_mask: Tensor | None,
     want_lse: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Gathered pages and torch's own attention, group by group; a sink rescales what came out without it."""
@@ -214,11 +216,15 @@ def _torch(
     query_lens = [end - begin for begin, end in itertools.pairwise(starts)]
     groups = cpu_paged.arrange(query_lens, lens, k_cache.shape[2], window)
     order = cpu_paged.token_order(groups, query_lens)
-    plan = cpu_paged.PagedPlan(groups, query_lens, lens, block_table, k_cache.shape, window, q.dtype)
+    permutation = None if order is None else torch.tensor(order, device=q.device)
+    if permutation is not None and tree_mask is not None:
+        tree_mask = tree_mask[permutation]
+    plan = cpu_paged.PagedPlan(
+        groups, query_lens, lens, block_table, k_cache.shape, window, q.dtype, q.shape[1], tree_mask=tree_mask
+    )
     lse: Tensor | None = None
     if want_lse or sinks is not None:
         lse = torch.full(q.shape[:2], -math.inf, dtype=reference.wide_dtype(q.dtype), device=q.device)
-    permutation = None if order is None else torch.tensor(order, device=q.device)
     out = plan.attend(
         q if permutation is None else q[permutation],
         k_cache,

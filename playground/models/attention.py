@@ -5,6 +5,7 @@ the batch's own keys. Each norms, rotates and writes what its layer gives it; no
 """
 
 import itertools
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from kernels.cache_ops import rope_and_write
 from kernels.cpu import rope_
-from kernels.cpu_attention import Piece, varlen_attention, varlen_pieces
+from kernels.cpu_attention import TREE_TOKENS, Piece, varlen_attention, varlen_pieces
 from kernels.cpu_paged import PagedPlan, Workspace, arrange, token_order
 from kernels.flash import flash_attention_varlen
 from kernels.host import to_device
@@ -51,17 +52,17 @@ class RopeTable:
     def __init__(self, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> None:
         self._inverse = config.rope.inverse_frequencies(config.head_dim)
         self._dtype, self._device = dtype, device
-        self._doubled: tuple[Tensor, Tensor] | None = None
+        self._doubled: Tensor | None = None
         self._halves: tuple[Tensor, Tensor] | None = None
 
     def at(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
         """cos and sin [T, 1, D] of positions below `longest`, in the model's dtype; sin carries the rotation's sign."""
-        if self._doubled is None or self._doubled[0].shape[0] < longest:
+        if self._doubled is None or self._doubled.shape[0] < longest:
             cos, sin = self._build(longest)
-            both = torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)
-            self._doubled = both[0].to(self._device, self._dtype), both[1].to(self._device, self._dtype)
-        cos, sin = self._doubled
-        return cos.index_select(0, positions)[:, None, :], sin.index_select(0, positions)[:, None, :]
+            both = torch.stack((torch.cat((cos, cos), 1), torch.cat((-sin, sin), 1)), 1)[:, :, None]
+            self._doubled = both.to(self._device, self._dtype)
+        cos, sin = self._doubled.index_select(0, positions).unbind(1)
+        return cos, sin
 
     def whole(self, longest: int) -> tuple[Tensor, Tensor]:
         """float32 cos and sin [at least `longest`, D / 2]."""
@@ -76,64 +77,107 @@ class RopeTable:
         return angles.cos(), angles.sin()
 
 
+@dataclass(slots=True)
 class GatheredAttention:
     """Pages of a group of sequences are gathered, then attended to in one torch call: any device, fast on a CPU."""
+
+    config: DecoderConfig
+    cache: KVCache
+    workspace: Workspace
+    naive: bool
+    order: Tensor | None
+    rotation: tuple[Tensor, Tensor] | None
+    rows: Tensor
+    """Where the batch's keys and values go: see `KVCache.write_rows`."""
+    plans: dict[int | None, PagedPlan]
+    """By window, and for all steps that were prepared together."""
+    step: int
+
+    @classmethod
+    def of_steps(
+        cls,
+        config: DecoderConfig,
+        batches: Sequence[ModelBatch],
+        kv_cache: KVCache,
+        rope: RopeTable | None,
+        workspace: Workspace,
+        windows: Collection[int | None],
+        *,
+        dtype: torch.dtype,
+        naive: bool,
+    ) -> list["GatheredAttention"]:
+        """One for each of the batches: a single one of any kind, or successive steps of one token a sequence."""
+        first, longest, count = batches[0], max(batches[-1].kv_lens_list, default=0), len(batches)
+        query_lens, kv_lens = first.query_lens, first.kv_lens_list
+        groups = arrange(query_lens, kv_lens, kv_cache.block_size, config.sliding_window)
+        numbers = token_order(groups, query_lens)
+        order = None if numbers is None else to_device(torch.tensor(numbers), first.positions.device)
+
+        def in_order(values: list[Tensor]) -> Tensor:
+            """One row for each of the batches, its tokens in the order of the groups, [count * T]."""
+            rows = values[0][None] if count == 1 else torch.stack(values)
+            return (rows if order is None else rows[:, order]).view(-1)
+
+        rotations: list[tuple[Tensor, Tensor] | None] = [None] * count
+        if rope is not None:
+            cos, sin = rope.at(in_order([batch.positions for batch in batches]), longest)
+            rotations = list(zip(cos.chunk(count), sin.chunk(count), strict=True))
+        rows = kv_cache.write_rows(in_order([batch.slot_mapping for batch in batches])).chunk(count)
+        tree_mask = first.tree_mask if order is None or first.tree_mask is None else first.tree_mask[order]
+        plans = {
+            window: PagedPlan(
+                groups, query_lens, kv_lens, first.block_table, kv_cache.k[0].shape, window, dtype, config.num_heads,
+                tree_mask=tree_mask, steps=count,
+            )
+            for window in windows
+        }  # fmt: skip
+        return [
+            cls(config, kv_cache, workspace, naive, order, rotations[step], rows[step], plans, step)
+            for step in range(count)
+        ]
+
+    def __call__(self, layer: LayerAttention, qkv: Tensor) -> Tensor:
+        num_q = self.config.num_heads
+        norm_and_rotate(self.config, layer, qkv, self.rotation)
+        self.cache.write(layer.number, self.rows, qkv[:, num_q:])
+        return self.plans[layer.window].attend(
+            qkv[:, :num_q],
+            self.cache.k[layer.number],
+            self.cache.v[layer.number],
+            scale=self.config.head_dim**-0.5,
+            workspace=self.workspace,
+            pages=self.cache.pages[layer.number],
+            naive=self.naive,
+            step=self.step,
+        )
+
+
+class OwnKeysAttention:
+    """No cache: the batch holds whole sequences, and each attends to its own keys.
+
+    A batch with trees runs in torch calls also where the others run in Triton, whose kernel has no trees.
+    """
+
+    order: Tensor | None = None
 
     def __init__(
         self,
         config: DecoderConfig,
         batch: ModelBatch,
-        kv_cache: KVCache,
         rope: RopeTable | None,
-        workspace: Workspace,
+        windows: Collection[int | None],
         *,
         dtype: torch.dtype,
-        naive: bool,
-    ) -> None:
-        self._config, self._cache, self._workspace, self._naive = config, kv_cache, workspace, naive
-        groups = arrange(batch.query_lens, batch.kv_lens_list, kv_cache.block_size, config.sliding_window)
-        order = token_order(groups, batch.query_lens)
-        self.order = None if order is None else to_device(torch.tensor(order), batch.positions.device)
-        positions, slots = batch.positions, batch.slot_mapping
-        if self.order is not None:
-            positions, slots = positions[self.order], slots[self.order]
-        self._rotation = None if rope is None else rope.at(positions, max(batch.kv_lens_list, default=0))
-        self._rows = kv_cache.write_rows(slots)
-        shape = kv_cache.k[0].shape
-        self._plans = {
-            window: PagedPlan(groups, batch.query_lens, batch.kv_lens_list, batch.block_table, shape, window, dtype)
-            for window in set(config.layer_windows)
-        }
-
-    def __call__(self, layer: LayerAttention, qkv: Tensor) -> Tensor:
-        num_q = self._config.num_heads
-        norm_and_rotate(self._config, layer, qkv, self._rotation)
-        self._cache.write(layer.number, self._rows, qkv[:, num_q:])
-        return self._plans[layer.window].attend(
-            qkv[:, :num_q],
-            self._cache.k[layer.number],
-            self._cache.v[layer.number],
-            scale=self._config.head_dim**-0.5,
-            workspace=self._workspace,
-            pages=self._cache.pages[layer.number],
-            naive=self._naive,
-        )
-
-
-class OwnKeysAttention:
-    """No cache: the batch holds whole sequences, and each attends to its own keys."""
-
-    order: Tensor | None = None
-
-    def __init__(
-        self, config: DecoderConfig, batch: ModelBatch, rope: RopeTable | None, *, dtype: torch.dtype, kind: str
+        kind: str,
     ) -> None:
         """`kind` is "triton", "sdpa" or "naive"."""
+        if kind == "triton" and batch.tree_mask is not None:
+            kind = "sdpa"
         self._config, self._batch, self._kind = config, batch, kind
         self._rotation = None if rope is None else rope.at(batch.positions, max(batch.kv_lens_list, default=0))
         self._pieces: dict[int | None, list[list[Piece]]] = {
-            window: varlen_pieces(batch.query_lens, window, dtype, batch.positions)
-            for window in set(config.layer_windows)
+            window: varlen_pieces(batch.query_lens, window, dtype, batch.positions, batch.tree_mask, batch.tree_lens)
+            for window in windows
             if kind != "triton"
         }
 
@@ -189,12 +233,36 @@ class TritonAttention:
             batch.cu_seqlens_q,
             batch.kv_lens,
             window=layer.window,
+            tree_mask=batch.tree_mask,
             max_query_len=self._max_query_len,
             num_short=self._num_short,
             backend="triton",
         )
         assert isinstance(out, Tensor)
         return out
+
+
+def why_no_trees(windows: Collection[int | None]) -> str | None:
+    """The reason why layers with these sliding windows cannot attend to trees of tokens; None where they can."""
+    narrow = [window for window in windows if window is not None and window < TREE_TOKENS]
+    if not narrow:
+        return None
+    return f"a window must not be narrower than a tree may be deep, {TREE_TOKENS} tokens, and one is {min(narrow)}"
+
+
+def check_trees(batch: ModelBatch, windows: Collection[int | None], *, own_keys: bool) -> None:
+    """Raises ValueError, one sentence, where a batch with a tree mask cannot be attended to as it says."""
+    if (reason := why_no_trees(windows)) is not None:
+        raise ValueError(f"this model takes no trees: {reason}.")
+    tree_lens = batch.tree_lens
+    if tree_lens is None or len(tree_lens) != len(batch.query_lens):
+        raise ValueError("a batch with a tree_mask needs tree_lens, one for each sequence.")
+    for in_tree, queries in zip(tree_lens, batch.query_lens, strict=True):
+        if in_tree not in (0, queries) and not (own_keys and 0 < in_tree < queries):
+            where = "at most" if own_keys else "0 or, over a KV cache, all of"
+            raise ValueError(f"tree_lens={in_tree} of a sequence must be {where} its {queries} query tokens.")
+        if in_tree > TREE_TOKENS:
+            raise ValueError(f"a tree of {in_tree} tokens is too large: a mask tells {TREE_TOKENS} apart.")
 
 
 def norm_and_rotate(

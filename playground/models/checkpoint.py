@@ -7,7 +7,7 @@ the file and the model together. Knows nothing of architectures; never unpickles
 import json
 import math
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +134,59 @@ def _entry(file: Path, base: int, value: dict) -> TensorEntry:
     if dtype in SAFETENSORS_DTYPES and end - start != math.prod(shape) * SAFETENSORS_DTYPES[dtype].itemsize:
         raise ValueError("byte range and shape differ")
     return TensorEntry(file, base + start, base + end, dtype, shape)
+
+
+class NamedTensors:
+    """A checkpoint's tensors under names of ours."""
+
+    def __init__(self, checkpoint: Checkpoint, in_file: Mapping[str, str]) -> None:
+        self._checkpoint, self._in_file = checkpoint, in_file
+
+    def read(self, name: str, use: Callable[[Tensor], None]) -> None:
+        """See `Checkpoint.read`."""
+        self._checkpoint.read(self._in_file[name], use)
+
+
+def match_tensors(
+    checkpoint: Checkpoint,
+    shapes: Mapping[str, tuple[int, ...]],
+    in_file: Mapping[str, str],
+    *,
+    also: Collection[str] = (),
+    ignored_suffixes: tuple[str, ...] = (),
+    owner: str,
+) -> NamedTensors:
+    """The tensors of `shapes`, which the files name as `in_file` says. Refuses missing, extra and misshapen ones.
+
+    Names in `also` and with `ignored_suffixes` may be there besides; `owner` names in errors what the tensors are for.
+    """
+    found = checkpoint.entries
+    missing = [name for name in in_file.values() if name not in found]
+    if missing:
+        raise ModelLoadError(
+            f"{checkpoint.folder} lacks {len(missing)} tensors that its config.json asks for "
+            f"({some(missing)}): the files are incomplete or belong to another config."
+        )
+    known = {*in_file.values(), *also}
+    extra = [name for name in found if name not in known and not name.endswith(ignored_suffixes)]
+    if extra:
+        raise ModelLoadError(
+            f"{checkpoint.folder} has {len(extra)} tensors that {owner} has no place for "
+            f"({some(extra)}): the config.json belongs to another model."
+        )
+    for name, stored in in_file.items():
+        entry = found[stored]
+        if entry.shape != shapes[name]:
+            raise ModelLoadError(
+                f"{checkpoint.folder}: {stored} has shape {list(entry.shape)} where config.json asks for "
+                f"{list(shapes[name])}: the config.json belongs to another model."
+            )
+        if entry.dtype not in SAFETENSORS_DTYPES:
+            raise ModelLoadError(
+                f"{checkpoint.folder}: {stored} is stored as {entry.dtype}, which is not supported: "
+                f"use one of {', '.join(SAFETENSORS_DTYPES)}."
+            )
+    return NamedTensors(checkpoint, in_file)
 
 
 def some(names: list[str], most: int = 3) -> str:

@@ -20,13 +20,14 @@ from playground.models.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
 
-Replay = Callable[[], Tensor]
+Replay = Callable[[], tuple[Tensor, Tensor]]
+"""Logits and hidden states of every row of a recorded batch."""
 
 
 class Recorder(Protocol):
     """Turns a forward into something that repeats it on the same memory."""
 
-    def __call__(self, forward: Callable[[], Tensor]) -> Replay: ...
+    def __call__(self, forward: Replay) -> Replay: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,24 +54,38 @@ class DecodeGraphs:
         self._kv_cache, self._max_blocks, self._max_query_len = kv_cache, max_blocks, max_query_len
         self._sizes = batch_sizes(max_num_seqs)
         self._record = record or _CudaRecorder()
-        self._recorded: dict[tuple[int, int], _Recorded] = {}
+        self._recorded: dict[tuple[int, int, bool], _Recorded] = {}
 
-    @torch.inference_mode()
     def forward(self, batch: ModelBatch, kv_cache: KVCache | None) -> Tensor:
         """See `Decoder.forward`; the logits are overwritten by the next call."""
-        query_len = self._uniform(batch)
-        if query_len is None or kv_cache is not self._kv_cache:
-            return self.model.forward(batch, kv_cache)
-        count = len(batch.query_lens)
-        size = next(size for size in self._sizes if size >= count)
-        key = (size, query_len)
-        if key not in self._recorded:
-            self._recorded[key] = self._prepare(size, query_len)
-        recorded = self._recorded[key]
-        fill(recorded.batch, batch)
-        return recorded.replay()[: count * query_len]
+        replayed = self._replay(batch, kv_cache)
+        return self.model.forward(batch, kv_cache) if replayed is None else replayed[0]
 
     __call__ = forward
+
+    def forward_with_hidden(self, batch: ModelBatch, kv_cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """See `Decoder.forward_with_hidden`; both results are overwritten by the next call."""
+        return self._replay(batch, kv_cache) or self.model.forward_with_hidden(batch, kv_cache)
+
+    def steps_ahead(self, batch: ModelBatch, slots: Tensor, kv_cache: KVCache) -> list[ModelBatch]:
+        """See `Decoder.steps_ahead`."""
+        return self.model.steps_ahead(batch, slots, kv_cache)
+
+    @torch.inference_mode()
+    def _replay(self, batch: ModelBatch, kv_cache: KVCache | None) -> tuple[Tensor, Tensor] | None:
+        """Logits and hidden states from a recording, where the batch is one that can be recorded."""
+        query_len = self._uniform(batch)
+        if query_len is None or kv_cache is not self._kv_cache:
+            return None
+        count, with_tree = len(batch.query_lens), batch.tree_mask is not None
+        size = next(size for size in self._sizes if size >= count)
+        key = (size, query_len, with_tree)
+        if key not in self._recorded:
+            self._recorded[key] = self._prepare(size, query_len, with_tree)
+        recorded = self._recorded[key]
+        fill(recorded.batch, batch)
+        logits, hidden = recorded.replay()
+        return logits[: count * query_len], hidden[: count * query_len]
 
     def _uniform(self, batch: ModelBatch) -> int | None:
         """Query tokens of every sequence, where they are equally many, few enough and all want logits."""
@@ -80,10 +95,10 @@ class DecodeGraphs:
         every_row = len(batch.logits_rows) == len(lens) * lens[0]
         return lens[0] if every_row and batch.block_table.shape[1] <= self._max_blocks else None
 
-    def _prepare(self, size: int, query_len: int) -> _Recorded:
-        batch = empty_batch(size, query_len, self._max_blocks, self.device)
-        logger.info("recording decode steps of %d x %d tokens", size, query_len)
-        return _Recorded(batch, self._record(lambda: self.model.forward(batch, self._kv_cache)))
+    def _prepare(self, size: int, query_len: int, with_tree: bool) -> _Recorded:
+        batch = empty_batch(size, query_len, self._max_blocks, self.device, with_tree=with_tree)
+        logger.info("recording decode steps of %d x %d tokens%s", size, query_len, " as trees" if with_tree else "")
+        return _Recorded(batch, self._record(lambda: self.model.forward_with_hidden(batch, self._kv_cache)))
 
 
 def batch_sizes(max_num_seqs: int) -> list[int]:
@@ -92,7 +107,9 @@ def batch_sizes(max_num_seqs: int) -> list[int]:
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
 
 
-def empty_batch(size: int, query_len: int, max_blocks: int, device: torch.device) -> ModelBatch:
+def empty_batch(
+    size: int, query_len: int, max_blocks: int, device: torch.device, *, with_tree: bool = False
+) -> ModelBatch:
     """A batch of nothing but padding: no keys to see and nowhere to write."""
     tokens = size * query_len
 
@@ -109,6 +126,8 @@ def empty_batch(size: int, query_len: int, max_blocks: int, device: torch.device
         logits_rows=torch.arange(tokens, device=device),
         query_lens=[query_len] * size,
         kv_lens_list=[0] * size,
+        tree_mask=zeros(tokens, dtype=torch.int64) if with_tree else None,
+        tree_lens=[query_len] * size if with_tree else None,
     )
 
 
@@ -122,6 +141,8 @@ def fill(fixed: ModelBatch, batch: ModelBatch) -> None:
     fixed.kv_lens[:count].copy_(batch.kv_lens)
     fixed.kv_lens[count:].zero_()
     fixed.block_table[:count, :width].copy_(batch.block_table)
+    if fixed.tree_mask is not None and batch.tree_mask is not None:
+        fixed.tree_mask[:tokens].copy_(batch.tree_mask)
 
 
 class _CudaRecorder:
@@ -130,7 +151,7 @@ class _CudaRecorder:
     def __init__(self) -> None:
         self._pool: Any = None
 
-    def __call__(self, forward: Callable[[], Tensor]) -> Replay:
+    def __call__(self, forward: Replay) -> Replay:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -140,11 +161,11 @@ class _CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         # Another thread (a second engine) may allocate meanwhile: only this thread's calls are watched.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits = forward()
+            results = forward()
         self._pool = graph.pool()
 
-        def replay() -> Tensor:
+        def replay() -> tuple[Tensor, Tensor]:
             graph.replay()
-            return logits
+            return results
 
         return replay

@@ -1,49 +1,22 @@
 """The one decoder-only model: a ragged batch of tokens in, logits of the rows that ask for them out.
 
-Inference only, few and large torch calls. Owns its weights and scratch buffers; knows nothing of requests, and leaves
-the KV cache to `attention`. One thread at a time may call `forward`.
+Inference only. Owns its weights; knows nothing of requests. One thread at a time may call `forward`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.cpu import LayerNorm, RMSNorm
-from kernels.cpu_paged import Workspace
-from playground.models.attention import (
-    BatchAttention,
-    GatheredAttention,
-    LayerAttention,
-    OwnKeysAttention,
-    RopeTable,
-    TritonAttention,
-)
+from playground.errors import ConfigError
 from playground.models.batch import ModelBatch
 from playground.models.config import DecoderConfig
 from playground.models.kv_cache import KVCache
-from playground.models.linear import ACTIVATIONS, GatedLinear, Linear
-
-AttentionName = Literal["sdpa", "naive", "triton"]
-Norm = RMSNorm | LayerNorm
-# A step whose layers take fewer multiply-adds each than this runs on one thread: waking a second one some 150 times a
-# step costs more than it gives. Bundled model, batch 1, bfloat16 on two AMX cores: 9.3 ms on two threads, 3.0 on one.
-_SERIAL_MULTIPLY_ADDS = 2_500_000
-
-
-@dataclass(slots=True)
-class Layer:
-    """Weights of one layer; `up` holds gate, activation and up where the MLP is gated."""
-
-    attn_norm: Norm
-    qkv: Linear
-    attention: LayerAttention
-    out: Linear
-    mlp_norm: Norm
-    up: Linear | GatedLinear
-    down: Linear
+from playground.models.layers import AttentionName, Layer, LayerStack, Norm
+from playground.models.linear import Linear
 
 
 @dataclass(slots=True)
@@ -58,7 +31,7 @@ class DecoderWeights:
 
 
 class Decoder:
-    """A loaded model. `forward` is the only thing that it does."""
+    """A loaded model: `forward`, and what shares its weights."""
 
     def __init__(
         self,
@@ -71,72 +44,73 @@ class Decoder:
     ) -> None:
         self.config, self.weights = config, weights
         self.dtype, self.device, self.attention = dtype, device, attention
-        self._rope = RopeTable(config, dtype, device) if config.positions == "rope" else None
-        self._workspace = Workspace()
-        self._gated = config.gated_mlp
-        self._activation = ACTIVATIONS[config.activation]
-        self._layer_size = _parameters(weights.layers[0]) if weights.layers else 0
+        self._stack = LayerStack(config, weights.layers, dtype=dtype, device=device, attention=attention)
 
-    @torch.inference_mode()
+    def with_layers(self, keep: Sequence[int]) -> "Decoder":
+        """The model with only these of its layers, which skips the others; weights are shared, nothing is copied.
+
+        Its layers keep their numbers: it reads and writes the same `KVCache` as the whole model, and `config` stays
+        that of the whole, which says the cache's shape. Self-speculation by skipped layers (arXiv 2309.08168,
+        2404.16710) drafts with it. Raises `ConfigError` unless the numbers ascend and exist.
+        """
+        count = len(self.weights.layers)
+        numbers = list(keep)
+        if not numbers or numbers != sorted(set(numbers)) or numbers[0] < 0 or numbers[-1] >= count:
+            raise ConfigError(f"layers {numbers} cannot be kept: give at least one of 0 to {count - 1}, ascending.")
+        part = copy.copy(self)
+        part._stack = self._stack.part(numbers)
+        part.weights = replace(self.weights, layers=part._stack.layers)
+        return part
+
     def forward(self, batch: ModelBatch, kv_cache: KVCache | None) -> Tensor:
         """Logits [R, vocab] of `batch.logits_rows`, float32 (float64 for a float64 model).
 
         Writes the batch's keys and values to `kv_cache`; with None, the batch holds whole sequences and attention
         runs over their own keys and values.
         """
-        threads = torch.get_num_threads()
-        small = len(batch.token_ids) * self._layer_size < _SERIAL_MULTIPLY_ADDS
-        if self.device.type != "cpu" or threads == 1 or not small:
-            return self._forward(batch, kv_cache)
-        torch.set_num_threads(1)
-        try:
-            return self._forward(batch, kv_cache)
-        finally:
-            torch.set_num_threads(threads)
+        return self._forward(batch, kv_cache, every_row=False)[0]
 
     __call__ = forward
 
-    def _forward(self, batch: ModelBatch, kv_cache: KVCache | None) -> Tensor:
-        attention = self._begin(batch, kv_cache)
-        token_ids, positions, logits_rows = batch.token_ids, batch.positions, batch.logits_rows
-        if attention.order is not None:
-            token_ids, positions = token_ids[attention.order], positions[attention.order]
-            logits_rows = torch.argsort(attention.order)[logits_rows]
-        x = F.embedding(token_ids, self.weights.embed)
-        if self.weights.positions is not None:
-            x = x + F.embedding(positions, self.weights.positions)
-        for layer in self.weights.layers:
-            x = self._attend(layer, x, attention)
-            x = self._mlp(layer, x)
-        return self._logits(x, logits_rows)
+    def forward_with_hidden(self, batch: ModelBatch, kv_cache: KVCache | None) -> tuple[Tensor, Tensor]:
+        """The logits of `forward`, and what the output head reads (behind the final norm) of every token, [T, H]."""
+        return self._forward(batch, kv_cache, every_row=True)
 
-    def _begin(self, batch: ModelBatch, kv_cache: KVCache | None) -> BatchAttention:
-        if kv_cache is None:
-            return OwnKeysAttention(self.config, batch, self._rope, dtype=self.dtype, kind=self.attention)
-        if self.attention == "triton":
-            return TritonAttention(self.config, batch, kv_cache, self._rope)
-        naive = self.attention == "naive"
-        return GatheredAttention(
-            self.config, batch, kv_cache, self._rope, self._workspace, dtype=self.dtype, naive=naive
-        )
+    def steps_ahead(self, batch: ModelBatch, slots: Tensor, kv_cache: KVCache) -> list[ModelBatch]:
+        """Successive steps of one token a sequence (see `one_token_steps`), prepared together: cheaper one by one.
 
-    def _attend(self, layer: Layer, x: Tensor, attention: BatchAttention) -> Tensor:
-        heads = self.config.num_heads + 2 * self.config.num_kv_heads
-        qkv = layer.qkv(layer.attn_norm(x)).view(x.shape[0], heads, self.config.head_dim)
-        return layer.out.plus(attention(layer.attention, qkv).reshape(x.shape[0], -1), x)
+        Each is to be given to this model's forward in its turn, with its token ids put in, and with this cache.
+        """
+        return self._stack.steps_ahead(batch, slots, kv_cache)
 
-    def _mlp(self, layer: Layer, x: Tensor) -> Tensor:
-        normed = layer.mlp_norm(x)
-        return layer.down.plus(layer.up(normed) if self._gated else self._activation(layer.up(normed)), x)
-
-    def _logits(self, x: Tensor, rows: Tensor) -> Tensor:
-        if rows.shape[0] == 0:
-            dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-            return x.new_empty((0, self.config.vocab_size), dtype=dtype)
-        logits = self.weights.head(self.weights.final_norm(x.index_select(0, rows)))
-        return logits if logits.dtype == torch.float64 else logits.float()
+    @torch.inference_mode()
+    def _forward(self, batch: ModelBatch, kv_cache: KVCache | None, every_row: bool) -> tuple[Tensor, Tensor]:
+        with self._stack.threads(len(batch.token_ids)):
+            attention = self._stack.begin(batch, kv_cache)
+            token_ids, positions, rows = batch.token_ids, batch.positions, batch.logits_rows
+            if attention.order is not None:
+                token_ids, positions = token_ids[attention.order], positions[attention.order]
+            x = F.embedding(token_ids, self.weights.embed)
+            if self.weights.positions is not None:
+                x = x + F.embedding(positions, self.weights.positions)
+            x = self._stack.run(x, attention)
+            back = None if attention.order is None else torch.argsort(attention.order)
+            if every_row:
+                hidden = self.weights.final_norm(x if back is None else x[back])
+                return project(self.weights.head, take_rows(hidden, rows)), hidden
+            hidden = self.weights.final_norm(take_rows(x, rows) if back is None else x[back[rows]])
+            return project(self.weights.head, hidden), hidden
 
 
-def _parameters(layer: Layer) -> int:
-    """Elements of a layer's matrices: the multiply-adds that one token takes in them."""
-    return sum(matrix.num_elements for matrix in (layer.qkv, layer.out, layer.up, layer.down))
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """Rows of x by ascending numbers: as many as there are, are all of them."""
+    return x if rows.shape[0] == x.shape[0] else x.index_select(0, rows)
+
+
+def project(head: Linear, hidden: Tensor) -> Tensor:
+    """Logits of hidden rows [R, H], in float32 or wider."""
+    if hidden.shape[0] == 0:
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        return hidden.new_empty((0, head.out_features), dtype=dtype)
+    logits = head(hidden)
+    return logits if logits.dtype == torch.float64 else logits.float()

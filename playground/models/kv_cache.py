@@ -69,6 +69,19 @@ class KVCache:
         for kv in self.kv:
             kv.index_copy_(1, targets, kv.index_select(1, sources))
 
+    def move(self, pairs: Sequence[tuple[int, int]] | Tensor) -> None:
+        """Copy the keys and values of token slots (source, destination) in every layer, as in `slot_mapping`.
+
+        All sources are read before any destination is written. Pairs on the host, or int64 [N, 2] on the device, which
+        is not waited for; a pair with -1 moves nothing. Makes the accepted branch of a verified tree contiguous.
+        """
+        if len(pairs) == 0:
+            return
+        slots = pairs if isinstance(pairs, Tensor) else to_device(torch.tensor(pairs), self.device)
+        rows = self.write_rows(slots.masked_fill((slots < 0).any(1, keepdim=True), -1).t().flatten())
+        sources, targets = rows.flatten().chunk(2)
+        self._storage.index_copy_(1, targets, self._storage.index_select(1, sources))
+
     def zero_blocks(self, ids: Sequence[int]) -> None:
         """Overwrite these blocks with zeros in every layer."""
         if not ids:
@@ -80,8 +93,10 @@ class KVCache:
     def write_rows(self, slot_mapping: Tensor) -> Tensor:
         """int64 [T, 2 * num_kv_heads]: the rows that each token's K heads and V heads go to, the spare for slot -1."""
         size = self.block_size
-        first = slot_mapping // size * (size * self.num_kv_heads) + slot_mapping % size
-        return torch.where(slot_mapping[:, None] < 0, 2 * self.rows_per_side, first[:, None] + self._head_offsets)
+        # block * size * heads + offset, with the slot itself as block * size + offset
+        first = torch.add(slot_mapping, slot_mapping // size, alpha=size * (self.num_kv_heads - 1))
+        rows = first[:, None] + self._head_offsets
+        return rows.masked_fill_((slot_mapping < 0)[:, None], 2 * self.rows_per_side)
 
     def write(self, layer: int, rows: Tensor, kv: Tensor) -> None:
         """Write kv [T, 2 * num_kv_heads, head_dim] (K heads, then V heads) to the rows from `write_rows`."""

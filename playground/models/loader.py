@@ -5,19 +5,17 @@ files, so that host memory never holds much more than the finished model.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from playground.errors import ModelLoadError
-from playground.models.checkpoint import SAFETENSORS_DTYPES, Checkpoint, some
+from playground.models.checkpoint import Checkpoint, match_tensors
 from playground.models.config import DecoderConfig
-from playground.models.decoder import AttentionName, Decoder
+from playground.models.decoder import Decoder
 from playground.models.families import tensor_shapes
 from playground.models.hub import resolve_model_path
+from playground.models.layers import AttentionName
 from playground.models.weights import DummyTensors, TensorSource, build_weights, weights_nbytes
 
 logger = logging.getLogger(__name__)
@@ -87,41 +85,7 @@ def check_names(config: DecoderConfig, checkpoint: Checkpoint) -> TensorSource:
     prefix = family.names.optional_prefix
     bare = f"{family.names.embed}.weight" not in found and f"{family.names.embed.removeprefix(prefix)}.weight" in found
     in_file = {name: name.removeprefix(prefix) if bare else name for name in expected}
-    missing = [name for name in in_file.values() if name not in found]
-    if missing:
-        raise ModelLoadError(
-            f"{checkpoint.folder} lacks {len(missing)} tensors that its config.json asks for "
-            f"({some(missing)}): the files are incomplete or belong to another config."
-        )
-    known = set(in_file.values())
-    if config.tie_embeddings:
-        known.add(f"{family.names.head}.weight")  # a copy of the embedding that some files carry
-    extra = [name for name in found if name not in known and not name.endswith(family.ignored_suffixes)]
-    if extra:
-        raise ModelLoadError(
-            f"{checkpoint.folder} has {len(extra)} tensors that {family.architecture} has no place for "
-            f"({some(extra)}): the config.json belongs to another model."
-        )
-    for name, stored in in_file.items():
-        entry = found[stored]
-        if entry.shape != expected[name]:
-            raise ModelLoadError(
-                f"{checkpoint.folder}: {stored} has shape {list(entry.shape)} where config.json asks for "
-                f"{list(expected[name])}: the config.json belongs to another model."
-            )
-        if entry.dtype not in SAFETENSORS_DTYPES:
-            raise ModelLoadError(
-                f"{checkpoint.folder}: {stored} is stored as {entry.dtype}, which is not supported: "
-                f"use one of {', '.join(SAFETENSORS_DTYPES)}."
-            )
-    return _Renamed(checkpoint, in_file)
-
-
-class _Renamed:
-    """The checkpoint under the names of the full model."""
-
-    def __init__(self, checkpoint: Checkpoint, in_file: dict[str, str]) -> None:
-        self._checkpoint, self._in_file = checkpoint, in_file
-
-    def read(self, name: str, use: Callable[[Tensor], None]) -> None:
-        self._checkpoint.read(self._in_file[name], use)
+    extra = [f"{family.names.head}.weight"] if config.tie_embeddings else []  # a copy of the embedding in some files
+    return match_tensors(
+        checkpoint, expected, in_file, also=extra, ignored_suffixes=family.ignored_suffixes, owner=family.architecture
+    )

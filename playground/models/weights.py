@@ -4,7 +4,7 @@ One matrix at a time: the tensors it is made of are copied into place, then it i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -13,8 +13,9 @@ from torch import Tensor
 from kernels.cpu import LayerNorm, RMSNorm
 from playground.models.attention import LayerAttention
 from playground.models.config import DecoderConfig
-from playground.models.decoder import DecoderWeights, Layer, Norm
+from playground.models.decoder import DecoderWeights
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
+from playground.models.layers import Layer, Norm
 from playground.models.linear import GatedLinear, Linear, reorders
 
 
@@ -53,7 +54,7 @@ def build_weights(
     config: DecoderConfig, source: TensorSource, dtype: torch.dtype, device: torch.device
 ) -> DecoderWeights:
     """Everything that a `Decoder` of this config needs, from tensors named as in `families`."""
-    builder, names = _Builder(config, source, dtype, device), config.family.names
+    builder, names = WeightBuilder(config, source, dtype, device), config.family.names
     shapes = tensor_shapes(config)
     embed = builder.plain(f"{names.embed}.weight", shapes)
     learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
@@ -65,7 +66,9 @@ def build_weights(
     return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
 
 
-class _Builder:
+class WeightBuilder:
+    """Builds parts of a decoder one after another."""
+
     def __init__(self, config: DecoderConfig, source: TensorSource, dtype: torch.dtype, device: torch.device) -> None:
         self.config, self.source, self.dtype, self.device = config, source, dtype, device
         self._staging: Tensor | None = None
@@ -81,6 +84,7 @@ class _Builder:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
     def plain(self, name: str, shapes: dict[str, tuple[int, ...]]) -> Tensor:
+        """A tensor as it is stored."""
         target = self.empty(*shapes[name])
         self.source.read(name, lambda tensor: _copy(target, tensor))
         return target
@@ -116,7 +120,8 @@ class _Builder:
         turned = self.config.family.transposed and target.ndim == 2
         self.source.read(name, lambda tensor: _copy(target, tensor.t() if turned else tensor))
 
-    def layer(self, number: int, shapes: dict[str, tuple[int, ...]]) -> Layer:
+    def layer(self, number: int, shapes: dict[str, tuple[int, ...]], *, input_norm: bool = True) -> Layer:
+        """A whole layer; without `input_norm` its attention reads its input as it is."""
         config, names = self.config, self.config.family.names
         qk_norm = None
         if config.qk_norm:
@@ -124,7 +129,7 @@ class _Builder:
             k_weight = self.plain(f"{names.k_norm.format(number)}.weight", shapes)
             qk_norm = torch.cat((q_weight.expand(config.num_heads, -1), k_weight.expand(config.num_kv_heads, -1)))
         return Layer(
-            attn_norm=self.norm(names.attn_norm.format(number), shapes),
+            attn_norm=self.norm(names.attn_norm.format(number), shapes) if input_norm else None,
             qkv=Linear(*self.linear("qkv", number)),
             attention=LayerAttention(number, qk_norm, config.layer_windows[number]),
             out=Linear(*self.linear("out", number)),
@@ -141,14 +146,19 @@ def _copy(target: Tensor, tensor: Tensor) -> None:
 def weights_nbytes(weights: DecoderWeights) -> int:
     """Bytes of all weights, a tied head counted once."""
     tensors = [weights.embed] + ([] if weights.positions is None else [weights.positions])
-    linears: list[Linear | GatedLinear] = [] if weights.head.weight is weights.embed else [weights.head]
-    norms = [weights.final_norm]
-    for layer in weights.layers:
-        linears += [layer.qkv, layer.out, layer.up, layer.down]
-        norms += [layer.attn_norm, layer.mlp_norm]
-        tensors += [] if layer.attention.qk_norm is None else [layer.attention.qk_norm]
-    for norm in norms:
-        tensors.append(norm.weight)
-        bias = getattr(norm, "bias", None)
-        tensors += [] if bias is None else [bias]
-    return sum(math.prod(t.shape) * t.itemsize for t in tensors) + sum(linear.nbytes for linear in linears)
+    linears = [] if weights.head.weight is weights.embed else [weights.head]
+    return _nbytes(tensors, linears, [weights.final_norm]) + sum(layer_nbytes(layer) for layer in weights.layers)
+
+
+def layer_nbytes(layer: Layer) -> int:
+    """Bytes of the weights of one layer."""
+    norms = [layer.mlp_norm] if layer.attn_norm is None else [layer.attn_norm, layer.mlp_norm]
+    tensors = [] if layer.attention.qk_norm is None else [layer.attention.qk_norm]
+    return _nbytes(tensors, [layer.qkv, layer.out, layer.up, layer.down], norms)
+
+
+def _nbytes(tensors: list[Tensor], linears: Sequence[Linear | GatedLinear], norms: list[Norm]) -> int:
+    parts = tensors + [
+        part for norm in norms for part in (norm.weight, getattr(norm, "bias", None)) if part is not None
+    ]
+    return sum(math.prod(t.shape) * t.itemsize for t in parts) + sum(linear.nbytes for linear in linears)

@@ -152,3 +152,12 @@ def paged(
     q = torch.randn(sum(query_lens), heads, dim, generator=generator, dtype=torch.float64).to(dtype)
     starts = torch.tensor([0, *query_lens]).cumsum(0).to(torch.int32)
     return Paged(q, cache[0], cache[1], table, starts, torch.tensor(kv_lens, dtype=torch.int32))
+
+
+def random_tree(count: int, seed: int) -> list[int]:
+    """Masks of a tree of up to 64 tokens whose parents come first: each sees its ancestors and itself."""
+    numbers = torch.rand(count, generator=rng(seed)).tolist()
+    masks = [1]
+    for i, number in enumerate(numbers[1:], 1):
+        masks.append(masks[int(number * i)] | 1 << i)
+    return [mask - (1 << 64) if mask >> 63 else mask for mask in masks]

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from playground.models.batch import ModelBatch
+from playground.models.batch import ModelBatch, tree_masks
 from playground.models.decoder import Decoder
 from playground.models.kv_cache import KVCache
 from playground.models.loader import LoadedModel, load_model
@@ -23,6 +23,22 @@ class Sequence:
     token_ids: list[int]
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Tree:
+    """Draft tokens behind a sequence's next token: see `tree_masks`."""
+
+    drafts: list[int]
+    parents: list[int]
+
+    def branch(self, draft: int) -> list[int]:
+        """Numbers of the drafts from the first to this one."""
+        return [] if draft < 0 else [*self.branch(self.parents[draft]), draft]
+
+    def depths(self) -> list[int]:
+        """Of the next token and of each draft."""
+        return [0, *(len(self.branch(draft)) for draft in range(len(self.drafts)))]
 
 
 class Driver:
@@ -46,21 +62,32 @@ class Driver:
             sequence.num_computed += count
         return list(logits.split([count if rows == "all" else 1 for _, count in work]))
 
-    def batch(self, work: list[tuple[Sequence, int]], rows: str = "all") -> ModelBatch:
-        size, ids, positions, slots, wanted = self.cache.block_size, [], [], [], []
-        for sequence, count in work:
-            end = sequence.num_computed + count
-            while len(sequence.blocks) * size < end:
-                sequence.blocks.append(self.free.pop())
+    def batch(
+        self, work: list[tuple[Sequence, int]], rows: str = "all", trees: dict[int, Tree] | None = None
+    ) -> ModelBatch:
+        """The next n tokens of each sequence; of one with a tree (by place), its next token and the tree's drafts."""
+        ids, positions, slots, wanted = [], [], [], []
+        for number, (sequence, count) in enumerate(work):
+            end, tree = sequence.num_computed + count, (trees or {}).get(number)
             own = range(sequence.num_computed, end)
-            ids += [sequence.token_ids[p] for p in own]
-            positions += own
-            slots += [sequence.blocks[p // size] * size + p % size for p in own]
+            ids += [sequence.token_ids[own[0]], *tree.drafts] if tree else [sequence.token_ids[p] for p in own]
+            positions += [own[0] + depth for depth in tree.depths()] if tree else own
+            slots += [self.slot(sequence, p) for p in own]
             wanted += range(len(ids) - count, len(ids)) if rows == "all" else [len(ids) - 1]
-        return make_batch(
+        batch = make_batch(
             ids, positions, slots, [s.blocks for s, _ in work], [c for _, c in work],
             [s.num_computed + c for s, c in work], wanted, self.model.device,
         )  # fmt: skip
+        if trees is not None:
+            put_trees(batch, trees)
+        return batch
+
+    def slot(self, sequence: Sequence, position: int) -> int:
+        """Where a token's keys and values go; takes a block where there is none yet."""
+        size = self.cache.block_size
+        while len(sequence.blocks) * size <= position:
+            sequence.blocks.append(self.free.pop())
+        return sequence.blocks[position // size] * size + position % size
 
 
 def make_batch(
@@ -88,6 +115,18 @@ def make_batch(
     for name in ("token_ids", "positions", "cu_seqlens_q", "kv_lens", "block_table", "slot_mapping", "logits_rows"):
         setattr(batch, name, getattr(batch, name).to(device))
     return batch
+
+
+def put_trees(batch: ModelBatch, trees: dict[int, Tree]) -> None:
+    """Give a batch its tree mask: these trees are the last tokens of their sequences, all other tokens are causal."""
+    masks: list[int] = []
+    batch.tree_lens = [1 + len(trees[i].drafts) if i in trees else 0 for i in range(len(batch.query_lens))]
+    for number, (count, in_tree) in enumerate(zip(batch.query_lens, batch.tree_lens, strict=True)):
+        causal = (
+            tree_masks(range(-1, count - in_tree - 1))[: count - in_tree] if count <= 64 else [0] * (count - in_tree)
+        )
+        masks += causal + (tree_masks(trees[number].parents) if in_tree else [])
+    batch.tree_mask = torch.tensor(masks, device=batch.token_ids.device)
 
 
 def whole_batch(prompts: list[list[int]], device: torch.device | None = None) -> ModelBatch:

@@ -1,17 +1,16 @@
 """Decode steps from fixed, padded buffers: what a CUDA graph would replay, run here by calling the forward again."""
 
 import itertools
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from playground.models.decode_graphs import DecodeGraphs, batch_sizes
+from playground.models.decode_graphs import DecodeGraphs, Replay, batch_sizes
 from playground.models.loader import LoadedModel
 from tests.checkpoints import checkpoint
 from tests.kernels.triton.oracle import DEVICE
-from tests.models.driver import Driver, Sequence, load, prompt
+from tests.models.driver import Driver, Sequence, Tree, load, prompt
 
 
 class Rerun:
@@ -20,10 +19,10 @@ class Rerun:
     def __init__(self) -> None:
         self.recordings = self.replays = 0
 
-    def __call__(self, forward: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    def __call__(self, forward: Replay) -> Replay:
         self.recordings += 1
 
-        def replay() -> Tensor:
+        def replay() -> tuple[Tensor, Tensor]:
             self.replays += 1
             return forward()
 
@@ -96,6 +95,43 @@ def test_drafts_are_verified_from_a_recording_of_their_length() -> None:
         got.append(torch.cat(one.step([(s, 3) for s in batch])))
     assert record.replays == 1
     assert torch.allclose(*got, atol=1e-5)
+
+
+def verified(driver: Driver, count: int, *, as_trees: bool) -> Tensor:
+    """Logits of two drafts each behind `count` sequences: siblings, or a chain."""
+    batch = sequences(60)[:count]
+    driver.step([(s, 4) for s in batch])
+    trees = {i: Tree(s.token_ids[5:7], [-1, -1]) for i, s in enumerate(batch)}
+    return driver.model.forward(driver.batch([(s, 3) for s in batch], trees=trees if as_trees else None), driver.cache)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_trees_are_verified_from_a_recording(count: int) -> None:
+    driver, record = Driver(decoder()), Rerun()
+    graphed(driver, record, max_query_len=3)
+    replayed = verified(driver, count, as_trees=True)
+    assert record.replays == 1
+    assert torch.allclose(verified(Driver(decoder()), count, as_trees=True), replayed, atol=1e-5)
+
+
+def test_trees_and_chains_have_recordings_of_their_own() -> None:
+    driver, record = Driver(decoder()), Rerun()
+    graphed(driver, record, max_query_len=3)
+    tree, chain = (verified(driver, 1, as_trees=as_trees).clone() for as_trees in (True, False))
+    assert record.recordings == 2
+    assert torch.allclose(tree[1], chain[1], atol=1e-5) and not torch.allclose(tree[2], chain[2], atol=1e-2)
+
+
+def test_hidden_states_come_from_a_recording_too() -> None:
+    plain, driver = Driver(decoder()), Driver(decoder())
+    graphed(driver, Rerun())
+    got = []
+    for one in (plain, driver):
+        batch = sequences(64)[:1]
+        one.step([(s, 2) for s in batch])
+        got.append(one.model.forward_with_hidden(one.batch([(s, 1) for s in batch]), one.cache))
+    for exact, replayed in zip(*got, strict=True):
+        assert exact.shape == replayed.shape and torch.allclose(exact, replayed, atol=1e-5)
 
 
 def test_sizes_reach_the_limit_with_little_padding() -> None:

@@ -57,6 +57,41 @@ def test_copies_read_all_sources_before_they_write() -> None:
     held.copy_blocks([])
 
 
+def test_moves_read_all_sources_before_they_write() -> None:
+    held, before = filled(), filled()
+    pairs = [(9, 10), (10, 5), (5, 9), (23, 4), (12, 12)]  # a circle, across blocks, and one that stays
+    held.move(pairs)
+    assert_moved(held, before, {target: source for source, target in pairs})
+    held.move([])
+
+
+def test_accepted_tokens_move_up_over_each_others_places() -> None:
+    held, before = filled(), filled()
+    held.move([(7, 6), (9, 7), (10, 8), (13, 9)])
+    assert_moved(held, before, {6: 7, 7: 9, 8: 10, 9: 13})
+
+
+def test_moves_may_come_as_a_tensor_and_pairs_with_no_slot_move_nothing() -> None:
+    held, before = filled(), filled()
+    held.move(torch.tensor([[5, 6], [-1, 7], [8, -1], [-1, -1]]))
+    assert_moved(held, before, {6: 5})
+    held.move(torch.empty(0, 2, dtype=torch.int64))
+
+
+def test_a_move_waits_for_no_device() -> None:
+    held = KVCache(DecoderConfig.from_folder(checkpoint("llama-3")), 6, 4, torch.float32, "meta")
+    held.move(torch.zeros(3, 2, dtype=torch.int64, device="meta"))  # reading a number of these would raise
+
+
+def assert_moved(held: KVCache, before: KVCache, source_of: dict[int, int]) -> None:
+    """Every slot holds what its source held before, and the others what they held themselves."""
+    for layer in range(3):
+        for slot in range(24):
+            source = source_of.get(slot, slot)
+            now, then = held.kv[layer][:, slot // 4, :, slot % 4], before.kv[layer][:, source // 4, :, source % 4]
+            assert torch.equal(now, then), f"layer {layer}, slot {slot}"
+
+
 def test_zeroed_blocks_are_zero_and_others_untouched() -> None:
     held, before = filled(), filled()
     held.zero_blocks([2, 5])

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from playground.models import decoder
+from playground.models import decoder, layers
 from playground.models.batch import ModelBatch
 from playground.models.loader import load_model
 
@@ -36,7 +36,7 @@ def test_a_step_below_the_limit_runs_on_one_thread_and_the_setting_stays(
         size = sum(
             m.num_elements for layer in model.weights.layers[:1] for m in (layer.qkv, layer.out, layer.up, layer.down)
         )
-        monkeypatch.setattr(decoder, "_SERIAL_MULTIPLY_ADDS", 3 * size)
+        monkeypatch.setattr(layers, "_SERIAL_MULTIPLY_ADDS", 3 * size)
         seen = []
         embedding = F.embedding
 
