@@ -15,6 +15,8 @@ from playground.models.batch import ModelBatch, tree_masks
 
 UNKNOWN = -1
 """Stands on the host for a token that only the device knows; no embedding has it, so a missed one cannot pass."""
+NOWHERE = -1
+"""The slot of a token whose KV is not kept."""
 
 
 class BatchSlice(NamedTuple):
@@ -26,7 +28,7 @@ class BatchSlice(NamedTuple):
     block_table: Sequence[int]
     num_logits: int
     parents: Sequence[int] | None = None
-    """Where the last tokens are a tree: the token before it and these drafts, each after its parent (see `Proposal`)."""
+    """Where the last tokens are a tree: the token before it, and these drafts, each after its parent."""
 
     @property
     def end(self) -> int:

@@ -6,10 +6,12 @@ requests of a step draft together; nothing here waits for the device unless pena
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from playground.engine.batches import UNKNOWN, BatchSlice, build_batch, put_tokens
+from kernels.host import to_device
+from playground.engine.batches import NOWHERE, UNKNOWN, BatchSlice, build_batch, put_tokens, slot_mapping
 from playground.engine.block_pool import BlockPool
 from playground.engine.logit_rules import SamplingRow
 from playground.engine.request import Request
@@ -18,6 +20,7 @@ from playground.engine.speculation.chain_drafts import draft_row, draw_chains
 from playground.engine.speculation.draft_kv import DraftKV
 from playground.engine.speculation.proposal import Proposal
 from playground.engine.speculation.tree_drafts import grow_trees
+from playground.models.batch import ModelBatch
 from playground.models.decoder import Decoder
 from playground.models.kv_cache import KVCache
 
@@ -109,24 +112,43 @@ class ModelProposer:
         if unknown is not None:
             token_ids = [token_id for one in slices for token_id in one.token_ids]
             put_tokens(batch, [i for i, token_id in enumerate(token_ids) if token_id == UNKNOWN], unknown)
-        logits = self.model.forward(batch, self.kv_cache)
+        return self._of_target_width(self.model.forward(batch, self.kv_cache))
+
+    def _of_target_width(self, logits: Tensor) -> Tensor:
         missing = self._vocab_size - logits.shape[1]  # vocabularies may be padded differently
         return logits if missing == 0 else F.pad(logits, (0, missing), value=float("-inf"))
 
     def _chains(self, logits: Tensor, active: Sequence[ScheduledRequest], rows: list[SamplingRow]) -> Proposal:
-        whole = self.kv_cache is None
+        kv_cache = self.kv_cache
+        if kv_cache is None:
+
+            def run_all(ids: Tensor) -> Tensor:
+                unknown = [UNKNOWN] * ids.shape[1]
+                slices = [BatchSlice([*one.request.token_ids, *unknown], 0, [], 1) for one in active[: len(ids)]]
+                return self._forward(slices, ids.reshape(-1))
+
+            return draw_chains(logits, active, rows, run_all, self._keeps_probabilities)
+
+        steps = self._prepare_steps(kv_cache, active) if active[0].num_drafts > 1 else []
 
         def run_on(ids: Tensor) -> Tensor:
             going, step = ids.shape
-            slices = [_next_slice(one, step, whole) for one in active[:going]]
-            return self._forward(slices, (ids if whole else ids[:, -1:]).reshape(-1))
+            batch = steps[step - 1]
+            batch.token_ids = F.pad(ids[:, -1], (0, len(active) - going))
+            return self._of_target_width(self.model.forward(batch, kv_cache)[:going])
 
         return draw_chains(logits, active, rows, run_on, self._keeps_probabilities)
 
-
-def _next_slice(one: ScheduledRequest, step: int, whole: bool) -> BatchSlice:
-    """The draft before number `step`, to be run: alone, or after everything before it."""
-    end = one.num_drawn + step
-    if whole:
-        return BatchSlice([*one.request.token_ids, *[UNKNOWN] * step], 0, one.request.block_table, 1)
-    return BatchSlice([UNKNOWN], end - 1, one.request.block_table, 1)
+    def _prepare_steps(self, kv_cache: KVCache, active: Sequence[ScheduledRequest]) -> list[ModelBatch]:
+        """The forwards of all drafts but the last, one token a request; who wants fewer runs along, writing nowhere."""
+        size, count = self._block_size, active[0].num_drafts - 1
+        slices, slots = [], []
+        for one in active:
+            table, first = one.request.block_table, one.num_drawn
+            width = -(-(first + count) // size)
+            slices.append(BatchSlice([UNKNOWN], first, [*table, *[0] * (width - len(table))], 1))
+            own = slot_mapping(table, first, first + one.num_drafts - 1, size) if one.num_drafts > 1 else []
+            slots.append(own + [NOWHERE] * (count - len(own)))
+        batch = build_batch(slices, size, self.model.device)
+        by_step = to_device(torch.tensor(slots, dtype=torch.int64), self.model.device).t()
+        return self.model.steps_ahead(batch, by_step, kv_cache)

@@ -1,8 +1,8 @@
 """Trees of drafts: at each level the most probable branches, all of them verified by the target in one pass.
 
-A level keeps the `width` nodes whose paths the draft model finds most probable (as EAGLE-2 does, arXiv 2406.16858), so a
-tree is wide where the draft is unsure and close to a chain where it is sure. Drafts are chosen, not drawn: verification
-takes each as certain, which is exact (SpecInfer, arXiv 2305.09781).
+A level keeps the `width` nodes whose paths the draft model finds most probable (as EAGLE-2 does, arXiv 2406.16858), so
+that a tree is wide where the draft is unsure and close to a chain where it is sure. Drafts are chosen, not drawn:
+verification takes each as certain, which is exact (SpecInfer, arXiv 2305.09781).
 """
 
 from collections.abc import Callable, Sequence

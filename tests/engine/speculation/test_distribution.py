@@ -44,6 +44,7 @@ METHODS = {
     "ngram": {"method": "ngram", "num_tokens": 3},
     "suffix": {"method": "suffix", "num_tokens": 3},
     "layer_skip": {"method": "layer_skip", "num_tokens": 3, "skip_layers": (1,)},
+    "tree": {"method": "draft", "num_tokens": 3, "tree_width": 3},
 }
 
 
@@ -109,7 +110,7 @@ def test_text_has_the_targets_distribution(small_pair, exact, method, setting):
 
 
 @pytest.mark.parametrize("setting", ["top_p", "penalties"])
-@pytest.mark.parametrize("method", ["draft, coupled", "adaptive draft", "suffix", "layer_skip"])
+@pytest.mark.parametrize("method", ["draft, coupled", "adaptive draft", "suffix", "layer_skip", "tree"])
 def test_so_it_has_with_every_other_proposer(small_pair, exact, method, setting):
     assert fits(sample_many(small_pair, method, SETTINGS[setting]), exact[setting]) > ALMOST_IMPOSSIBLE
 
