@@ -81,7 +81,9 @@ class Engine:
             given, loaded.config, loaded.path, device, dtype, attention, draft_kv=draft.kv_config if draft else None
         )
         if draft is not None:
-            self.config = self.config.resolved(speculation=draft.config, draft_model=draft.path)
+            self.config = self.config.resolved(
+                speculation=draft.config, draft_model=str(draft.path) if draft.path else None
+            )
         self.model_config: DecoderConfig = loaded.config
         self.tokenizer = _load_tokenizer(loaded, given.load_format == "dummy")
         self.events = EventStream()

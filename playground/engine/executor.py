@@ -227,12 +227,20 @@ class Executor:
         started = time.perf_counter_ns()
         batch = self._prepare(scheduled, step.before, proposal)
         prepared = time.perf_counter_ns()
-        logits = self.model.forward(batch, self.kv_cache)
+        logits = self._forward(batch, scheduled)
         forwarded = time.perf_counter_ns()
         self._draw(scheduled, logits, step, proposal)
         step.prepare_ns += prepared - started
         step.forward_ns += forwarded - prepared
         step.sample_ns += time.perf_counter_ns() - forwarded
+
+    def _forward(self, batch: ModelBatch, scheduled: Sequence[ScheduledRequest]) -> torch.Tensor:
+        if self.speculator is None or not self.speculator.wants_features:
+            return self.model.forward(batch, self.kv_cache)
+        assert isinstance(self.model, Decoder), "recorded steps keep no features: refused together with such a draft"
+        logits, hidden = self.model.forward_with_hidden(batch, self.kv_cache)
+        self.speculator.observe_features(scheduled, hidden)
+        return logits
 
     # Batch
 

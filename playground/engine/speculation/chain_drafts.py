@@ -1,21 +1,26 @@
 """Chains of drafts: each drawn from the draft model's logits with the request's own sampling parameters.
 
-Knows nothing of models or KV: whoever drafts says how to get from drafts to the next logits.
+Whoever drafts says how to get from drafts to the next logits.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu_sampling import largest_and_where
+from kernels.host import to_device
 from kernels.row_parameters import RowParameters
 from kernels.sampling import probabilities, sample
+from playground.engine.batches import NOWHERE, UNKNOWN, BatchSlice, build_batch, slot_mapping
 from playground.engine.logit_rules import SamplingRow, apply_token_rules, row_parameters
 from playground.engine.scheduler import ScheduledRequest
 from playground.engine.speculation.proposal import Proposal
+from playground.models.batch import ModelBatch
+from playground.models.kv_cache import KVCache
 
 RunOn = Callable[[Tensor], Tensor]
 """Drafts so far int64 [R, step] of the first R requests -> logits [R, V] after the last of each."""
@@ -61,6 +66,36 @@ def draw_chains(
             drawn_from.append(F.pad(weights, (0, 0, 0, len(active) - going)))
     request_ids = [one.request.request_id for one in active]
     return Proposal(request_ids, counts, ids, torch.stack(drawn_from, 1) if drawn_from else None)
+
+
+class DraftModel(Protocol):
+    """What prepares forwards: a `Decoder` or an `EagleHead`."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def steps_ahead(self, batch: ModelBatch, slots: Tensor, kv_cache: KVCache) -> list[ModelBatch]: ...
+
+
+def prepare_steps(
+    model: DraftModel, kv_cache: KVCache, active: Sequence[ScheduledRequest], offset: int = 0
+) -> list[ModelBatch]:
+    """The forwards of all drafts but the last, one token a request; who wants fewer runs along, writing nowhere.
+
+    `active` in the order of their number of drafts, most first. Draft i stands at position `num_drawn` + i + `offset`.
+    """
+    size, count = kv_cache.block_size, active[0].num_drafts - 1
+    if count == 0:
+        return []
+    slices, slots = [], []
+    for one in active:
+        table, first = one.request.block_table, one.num_drawn + offset
+        width = -(-(first + count) // size)
+        slices.append(BatchSlice([UNKNOWN], first, [*table, *[0] * (width - len(table))], 1))
+        own = slot_mapping(table, first, first + one.num_drafts - 1, size) if one.num_drafts > 1 else []
+        slots.append(own + [NOWHERE] * (count - len(own)))
+    by_step = to_device(torch.tensor(slots, dtype=torch.int64), model.device).t()
+    return model.steps_ahead(build_batch(slices, size, model.device), by_step, kv_cache)
 
 
 class _Draws:

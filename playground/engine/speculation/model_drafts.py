@@ -6,21 +6,18 @@ requests of a step draft together; nothing here waits for the device unless pena
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.host import to_device
-from playground.engine.batches import NOWHERE, UNKNOWN, BatchSlice, build_batch, put_tokens, slot_mapping
+from playground.engine.batches import UNKNOWN, BatchSlice, build_batch, put_tokens
 from playground.engine.block_pool import BlockPool
 from playground.engine.logit_rules import SamplingRow
 from playground.engine.request import Request
 from playground.engine.scheduler import ScheduledRequest
-from playground.engine.speculation.chain_drafts import draft_row, draw_chains
+from playground.engine.speculation.chain_drafts import draft_row, draw_chains, prepare_steps
 from playground.engine.speculation.draft_kv import DraftKV
 from playground.engine.speculation.proposal import Proposal
 from playground.engine.speculation.tree_drafts import grow_trees
-from playground.models.batch import ModelBatch
 from playground.models.decoder import Decoder
 from playground.models.kv_cache import KVCache
 
@@ -56,6 +53,10 @@ class ModelProposer:
     def own_kv_cache(self) -> KVCache | None:
         """The cache that is the draft's alone."""
         return self.kv_cache if self._kv is not None else None
+
+    def why_not(self, request: Request) -> str | None:
+        """The reason why this request cannot be drafted for: there is none."""
+        return None
 
     def settle(self, request: Request) -> None:
         """The target has looked at the drafts of a request: those that stay are among its tokens now."""
@@ -129,7 +130,7 @@ class ModelProposer:
 
             return draw_chains(logits, active, rows, run_all, self._keeps_probabilities)
 
-        steps = self._prepare_steps(kv_cache, active) if active[0].num_drafts > 1 else []
+        steps = prepare_steps(self.model, kv_cache, active)
 
         def run_on(ids: Tensor) -> Tensor:
             going, step = ids.shape
@@ -138,17 +139,3 @@ class ModelProposer:
             return self._of_target_width(self.model.forward(batch, kv_cache)[:going])
 
         return draw_chains(logits, active, rows, run_on, self._keeps_probabilities)
-
-    def _prepare_steps(self, kv_cache: KVCache, active: Sequence[ScheduledRequest]) -> list[ModelBatch]:
-        """The forwards of all drafts but the last, one token a request; who wants fewer runs along, writing nowhere."""
-        size, count = self._block_size, active[0].num_drafts - 1
-        slices, slots = [], []
-        for one in active:
-            table, first = one.request.block_table, one.num_drawn
-            width = -(-(first + count) // size)
-            slices.append(BatchSlice([UNKNOWN], first, [*table, *[0] * (width - len(table))], 1))
-            own = slot_mapping(table, first, first + one.num_drafts - 1, size) if one.num_drafts > 1 else []
-            slots.append(own + [NOWHERE] * (count - len(own)))
-        batch = build_batch(slices, size, self.model.device)
-        by_step = to_device(torch.tensor(slots, dtype=torch.int64), self.model.device).t()
-        return self.model.steps_ahead(batch, by_step, kv_cache)

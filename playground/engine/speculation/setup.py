@@ -14,16 +14,18 @@ from playground.config import EngineConfig, SpeculationConfig
 from playground.engine.block_pool import BlockPool
 from playground.engine.resolve import resolve_attention
 from playground.engine.speculation.controller import SpeculationController
+from playground.engine.speculation.eagle_drafts import EagleProposer
 from playground.engine.speculation.lookup import LookupProposer
 from playground.engine.speculation.model_drafts import ModelProposer
 from playground.engine.speculation.ngram import NgramProposer
-from playground.engine.speculation.speculator import Speculator
+from playground.engine.speculation.speculator import ComputedProposer, Speculator
 from playground.engine.speculation.suffix import SuffixProposer
 from playground.errors import ConfigError
 from playground.models.attention import why_no_trees
 from playground.models.bundled import BUNDLED_DRAFT_MODEL, BUNDLED_MODEL
 from playground.models.config import DecoderConfig
 from playground.models.decoder import Decoder
+from playground.models.eagle import EagleHead, load_eagle_head
 from playground.models.kv_cache import KVCache
 from playground.models.loader import LoadedModel, load_model, resolve_model_path
 
@@ -37,19 +39,19 @@ class Draft:
     config: SpeculationConfig
     model: LoadedModel | None = None
     """A smaller model, where the method needs one."""
+    head: EagleHead | None = None
+    path: Path | None = None
 
     @property
     def kv_config(self) -> DecoderConfig | None:
         """Shape of the KV that the draft keeps beside the target's."""
-        return self.model.config if self.model is not None else None
-
-    @property
-    def path(self) -> str | None:
-        return str(self.model.path) if self.model is not None else None
+        loaded = self.model or self.head
+        return None if loaded is None else loaded.config
 
     @property
     def weights_bytes(self) -> int:
-        return self.model.weights_bytes if self.model is not None else 0
+        loaded = self.model or self.head
+        return 0 if loaded is None else loaded.weights_bytes
 
 
 def load_draft(config: EngineConfig, target: LoadedModel, device: torch.device, dtype: torch.dtype) -> Draft | None:
@@ -59,6 +61,8 @@ def load_draft(config: EngineConfig, target: LoadedModel, device: torch.device, 
         speculation = SpeculationConfig(method="draft", num_tokens="auto")
     if speculation is None:
         return None
+    if speculation.method == "eagle":
+        return _load_head(config, speculation, target)
     if speculation.method != "draft":
         return Draft(speculation)
     path = _draft_path(config, target)
@@ -79,7 +83,7 @@ def load_draft(config: EngineConfig, target: LoadedModel, device: torch.device, 
             loaded.weights_bytes / 1e6,
             target.weights_bytes / 1e6,
         )
-    return Draft(speculation, loaded)
+    return Draft(speculation, loaded, path=loaded.path)
 
 
 def build_speculator(
@@ -100,30 +104,41 @@ def build_speculator(
         )
     if speculation.tree_width > 1 and (reason := why_no_trees(target.config.layer_windows)) is not None:
         raise ConfigError(f"tree_width={speculation.tree_width} is not possible here: {reason}; give 1.")
-    proposer: ModelProposer | LookupProposer
+    keeps_probabilities = speculation.verification == "rejection"
+    proposer: ComputedProposer | LookupProposer
     if speculation.method == "ngram":
         proposer = NgramProposer(speculation.ngram_min, speculation.ngram_max)
     elif speculation.method == "suffix":
         proposer = SuffixProposer()
+    elif draft.head is not None:
+        assert kv_cache is not None and pool is not None
+        proposer = EagleProposer(
+            draft.head,
+            _cache_beside(kv_cache, draft),
+            pool,
+            eos_token_ids=eos_token_ids,
+            max_num_tokens=config.max_num_batched_tokens,
+            keeps_probabilities=keeps_probabilities,
+        )
     else:
         shares = draft.model is None
         model = _without_layers(target, speculation) if draft.model is None else draft.model.model
         proposer = ModelProposer(
             model,
-            kv_cache if shares or kv_cache is None else _cache_beside(kv_cache, draft.model, config),
+            kv_cache if shares or kv_cache is None else _cache_beside(kv_cache, draft),
             pool,
             vocab_size=target.config.vocab_size,
             eos_token_ids=eos_token_ids,
             max_num_tokens=config.max_num_batched_tokens,
             shares_target_kv=shares,
-            keeps_probabilities=speculation.verification == "rejection",
+            keeps_probabilities=keeps_probabilities,
             tree_width=speculation.tree_width,
         )
     controller = SpeculationController(
         speculation.num_tokens,
         max_batch_size=speculation.max_batch_size,
         max_num_tokens=speculation.max_num_tokens,
-        drafts_cost_model_time=isinstance(proposer, ModelProposer),
+        drafts_cost_model_time=speculation.method not in ("ngram", "suffix"),
     )
     return Speculator(speculation, proposer, controller, max_model_len=config.max_model_len, device=target.device)
 
@@ -136,10 +151,20 @@ def _draft_path(config: EngineConfig, target: LoadedModel) -> Path:
     raise ConfigError("speculation method 'draft' needs a draft_model for this model: name one, or use 'ngram'.")
 
 
-def _cache_beside(kv_cache: KVCache, draft: LoadedModel | None, config: EngineConfig) -> KVCache:
+def _load_head(config: EngineConfig, speculation: SpeculationConfig, target: LoadedModel) -> Draft:
+    if config.draft_model is None:
+        raise ConfigError("speculation method 'eagle' needs a draft_model: name the folder or hub id of the head.")
+    if config.kv_cache == "none" or config.cuda_graphs:
+        switch = "kv_cache='none'" if config.kv_cache == "none" else "cuda_graphs=True"
+        raise ConfigError(f"speculation method 'eagle' does not work with {switch}: change one of the two.")
+    path = resolve_model_path(config.draft_model, None)
+    return Draft(speculation, head=load_eagle_head(path, target.model), path=path)
+
+
+def _cache_beside(kv_cache: KVCache, draft: Draft) -> KVCache:
     """The draft's part of every block: the same block numbers in tensors of its own."""
-    assert draft is not None
-    return KVCache(draft.config, kv_cache.num_blocks, kv_cache.block_size, kv_cache.dtype, kv_cache.device)
+    assert draft.kv_config is not None
+    return KVCache(draft.kv_config, kv_cache.num_blocks, kv_cache.block_size, kv_cache.dtype, kv_cache.device)
 
 
 def _without_layers(target: Decoder, speculation: SpeculationConfig) -> Decoder:

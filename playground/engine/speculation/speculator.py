@@ -5,19 +5,36 @@ Owns the proposer and the controller that decides when drafting pays. Never deci
 
 import logging
 from collections.abc import Sequence
+from typing import Protocol, cast
 
 import torch
+from torch import Tensor
 
 from playground.config import SpeculationConfig
 from playground.engine.request import Request
 from playground.engine.scheduler import ScheduledRequest
 from playground.engine.speculation.controller import SpeculationController, SpeculationState, StepCost
+from playground.engine.speculation.eagle_drafts import EagleProposer
 from playground.engine.speculation.lookup import LookupProposer
-from playground.engine.speculation.model_drafts import ModelProposer
 from playground.engine.speculation.proposal import Outcome, Proposal
 from playground.models.kv_cache import KVCache
 
 logger = logging.getLogger(__name__)
+
+
+class ComputedProposer(Protocol):
+    """Makes drafts by running a model, once blocks for them are there."""
+
+    @property
+    def own_kv_cache(self) -> KVCache | None: ...
+
+    def why_not(self, request: Request) -> str | None: ...
+
+    def propose(self, scheduled: Sequence[ScheduledRequest]) -> Proposal | None: ...
+
+    def settle(self, request: Request) -> None: ...
+
+    def forget(self, request: Request) -> None: ...
 
 
 class Speculator:
@@ -26,20 +43,24 @@ class Speculator:
     def __init__(
         self,
         config: SpeculationConfig,
-        proposer: ModelProposer | LookupProposer,
+        proposer: ComputedProposer | LookupProposer,
         controller: SpeculationController,
         *,
         max_model_len: int,
         device: torch.device,
     ) -> None:
+        """A proposer that looks drafts up is asked while a step is planned, one that computes them when it runs."""
         self.config, self.proposer, self.controller = config, proposer, controller
+        lookup = config.method in ("ngram", "suffix")
+        self._lookup = cast(LookupProposer, proposer) if lookup else None
+        self._computed = None if lookup else cast(ComputedProposer, proposer)
         self._max_model_len, self._device = max_model_len, device
         self._found: dict[int, list[int]] = {}  # drafts looked up for the step that is being planned
 
     @property
     def own_kv_cache(self) -> KVCache | None:
         """The KV that a draft model keeps beside the target's, in the same blocks."""
-        return self.proposer.own_kv_cache if isinstance(self.proposer, ModelProposer) else None
+        return self._computed.own_kv_cache if self._computed is not None else None
 
     def matches(self, request: Request) -> bool:
         """Whether the request's drafts are verified by what the target draws, not by rejection."""
@@ -60,12 +81,14 @@ class Speculator:
             request.awaits_drafts = wanted > 0
             if wanted == 0 or request.num_pending_tokens or request.num_uncomputed_tokens != 1:
                 continue
+            if self._why_not(request) is not None:
+                continue
             request.num_planned_drafts = self._look_up(request, wanted) * self.config.tree_width
 
     def _look_up(self, request: Request, num_tokens: int) -> int:
-        if isinstance(self.proposer, ModelProposer):
+        if self._lookup is None:
             return num_tokens
-        found = self.proposer.propose(request, num_tokens)[:num_tokens]
+        found = self._lookup.propose(request, num_tokens)[:num_tokens]
         if found:
             self._found[request.request_id] = found
         else:
@@ -75,8 +98,8 @@ class Speculator:
     def propose(self, scheduled: Sequence[ScheduledRequest]) -> Proposal | None:
         """Drafts for slices that have room for some. A proposer that fails is not asked again; the engine goes on."""
         try:
-            if isinstance(self.proposer, ModelProposer):
-                return self.proposer.propose(scheduled)
+            if self._computed is not None:
+                return self._computed.propose(scheduled)
             drafts = {
                 one.request.request_id: self._found[one.request.request_id][: one.num_drafts] for one in scheduled
             }
@@ -91,14 +114,30 @@ class Speculator:
         """A request has run a step with drafts or without, and its tokens are up to date."""
         if outcome.num_positions:
             self.controller.observe_drafts(request.request_id, outcome.num_positions, outcome.num_accepted)
-        if isinstance(self.proposer, ModelProposer):
-            self.proposer.settle(request)
+        if self._computed is not None:
+            self._computed.settle(request)
 
     def observe_step(self, cost: StepCost) -> None:
         self.controller.observe_step(cost)
 
     def state(self, request: Request) -> SpeculationState:
-        return self.controller.state(request.request_id)
+        state, reason = self.controller.state(request.request_id), self._why_not(request)
+        if state.state == "active" and reason is not None:
+            return SpeculationState("off", reason, 0)
+        return state
+
+    def _why_not(self, request: Request) -> str | None:
+        return self._computed.why_not(request) if self._computed is not None else None
+
+    @property
+    def wants_features(self) -> bool:
+        """Whether drafts come from what the target computed beside its logits."""
+        return isinstance(self._computed, EagleProposer)
+
+    def observe_features(self, scheduled: Sequence[ScheduledRequest], hidden: Tensor) -> None:
+        """The target's features [T, H] of a step's slices, in their order."""
+        if isinstance(self._computed, EagleProposer):
+            self._computed.observe(scheduled, hidden)
 
     def forget(self, request: Request) -> None:
         """The request has ended."""

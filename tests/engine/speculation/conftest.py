@@ -46,8 +46,52 @@ def small_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folders[0], folders[1]
 
 
+def write_eagle_head(folder: Path, *, vocab_size: int, hidden: int, heads: int, kv_heads: int) -> Path:
+    """A random EAGLE head."""
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig
+
+    dim, wide = hidden // heads, 2 * hidden
+    shapes = {
+        "fc.weight": (hidden, 2 * hidden),
+        "layers.0.self_attn.q_proj.weight": (hidden, hidden),
+        "layers.0.self_attn.k_proj.weight": (kv_heads * dim, hidden),
+        "layers.0.self_attn.v_proj.weight": (kv_heads * dim, hidden),
+        "layers.0.self_attn.o_proj.weight": (hidden, hidden),
+        "layers.0.mlp.gate_proj.weight": (wide, hidden),
+        "layers.0.mlp.up_proj.weight": (wide, hidden),
+        "layers.0.mlp.down_proj.weight": (hidden, wide),
+        "layers.0.post_attention_layernorm.weight": (hidden,),
+    }
+    generator = torch.Generator().manual_seed(3)
+    save_file(
+        {name: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for name, shape in shapes.items()},
+        folder / "model.safetensors",
+    )
+    LlamaConfig(
+        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=wide, num_hidden_layers=1,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, max_position_embeddings=256,
+        architectures=["LlamaForCausalLMEagle"],
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def eagle_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random head for the tiny model."""
+    folder = tmp_path_factory.mktemp("tiny-eagle")
+    return write_eagle_head(folder, vocab_size=259, hidden=32, heads=4, kv_heads=2)
+
+
+@pytest.fixture(scope="session")
+def small_eagle_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random head for the target of `small_pair`."""
+    folder = tmp_path_factory.mktemp("small-eagle")
+    return write_eagle_head(folder, vocab_size=SMALL_VOCABULARY, hidden=16, heads=2, kv_heads=1)
+
+
 @pytest.fixture
-def make_speculative(tiny_model: Path, draft_model: Path) -> Iterator[Callable[..., Engine]]:
+def make_speculative(tiny_model: Path, draft_model: Path, eagle_head: Path) -> Iterator[Callable[..., Engine]]:
     """Makes an engine over the pair: speculation settings by name, and `engine` for other fields; None: without."""
     engines: list[Engine] = []
 
@@ -58,8 +102,9 @@ def make_speculative(tiny_model: Path, draft_model: Path) -> Iterator[Callable[.
         }  # fmt: skip
         if speculation is not None:
             given["speculation"] = SpeculationConfig(**speculation)
-            if given["speculation"].method == "draft":
-                given["draft_model"] = str(draft_model)
+            drafts = {"draft": draft_model, "eagle": eagle_head}
+            if given["speculation"].method in drafts:
+                given["draft_model"] = str(drafts[given["speculation"].method])
         given |= fields
         if given.get("kv_cache") == "none":
             del given["num_kv_blocks"], given["max_num_batched_tokens"]

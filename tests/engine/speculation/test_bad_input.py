@@ -17,7 +17,7 @@ def refusal(error_class, **fields) -> str:
     with pytest.raises(error_class) as error:
         Engine(EngineConfig(device="cpu", **fields))
     text = str(error.value)
-    assert "\n" not in text and text.rstrip().endswith((".", ")")) and len(text) < 400
+    assert "\n" not in text and text.rstrip().endswith((".", ")", "?")) and len(text) < 400
     return text
 
 
@@ -56,6 +56,21 @@ def test_more_drafts_than_the_model_has_room_for(tiny_model):
 def test_layers_that_cannot_be_skipped(tiny_model, skipped):
     speculation = SpeculationConfig(method="layer_skip", skip_layers=skipped)
     assert "layers 0 to 1" in refusal(ConfigError, model=str(tiny_model), speculation=speculation)
+
+
+def test_an_eagle_head_where_it_cannot_be(tiny_model, draft_model, eagle_head):
+    eagle = SpeculationConfig(method="eagle")
+    assert "needs a draft_model" in refusal(ConfigError, model=str(tiny_model), speculation=eagle)
+    fields = {"model": str(tiny_model), "speculation": eagle}
+    text = refusal(ConfigError, **fields, draft_model=str(eagle_head), kv_cache="none")
+    assert "kv_cache='none'" in text
+    assert "layers" in refusal(ModelLoadError, **fields, draft_model=str(draft_model))
+
+
+def test_a_tree_that_may_be_deeper_than_the_window(tiny_model, draft_model):
+    speculation = SpeculationConfig(method="draft", tree_width=2)
+    fields = {"model": str(tiny_model), "draft_model": str(draft_model), "speculation": speculation}
+    assert "window" in refusal(ConfigError, **fields, sliding_window=9)
 
 
 def test_a_draft_model_alone_means_speculation_with_it(make_speculative, draft_model):

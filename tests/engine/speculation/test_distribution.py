@@ -44,6 +44,7 @@ METHODS = {
     "ngram": {"method": "ngram", "num_tokens": 3},
     "suffix": {"method": "suffix", "num_tokens": 3},
     "layer_skip": {"method": "layer_skip", "num_tokens": 3, "skip_layers": (1,)},
+    "eagle": {"method": "eagle", "num_tokens": 3},
     "tree": {"method": "draft", "num_tokens": 3, "tree_width": 3},
 }
 
@@ -65,6 +66,12 @@ def enumerate_exactly(folder, params: SamplingParams) -> dict[tuple[int, ...], f
 
 
 @pytest.fixture(scope="module")
+def folders(small_pair, small_eagle_head):
+    """Model folders by role."""
+    return {"target": small_pair[0], "draft": small_pair[1], "eagle": small_eagle_head}
+
+
+@pytest.fixture(scope="module")
 def exact(small_pair):
     """By name of the settings: probabilities of the last three tokens together."""
     found = {}
@@ -77,11 +84,11 @@ def exact(small_pair):
     return found
 
 
-def sample_many(small_pair, method, params: SamplingParams) -> list[tuple[int, ...]]:
-    target, draft = small_pair
+def sample_many(folders, method, params: SamplingParams) -> list[tuple[int, ...]]:
     speculation = SpeculationConfig(**METHODS[method])
+    draft = folders.get(speculation.method)
     config = EngineConfig(
-        model=str(target), draft_model=str(draft) if speculation.method == "draft" else None, load_format="dummy",
+        model=str(folders["target"]), draft_model=str(draft) if draft else None, load_format="dummy",
         device="cpu", dtype="float64", block_size=4, max_num_seqs=512, max_num_batched_tokens=4096,
         speculation=speculation,
     )  # fmt: skip
@@ -105,14 +112,14 @@ def fits(samples: list[tuple[int, ...]], cells: Counter[tuple[int, ...]]) -> flo
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("method", ["draft", "ngram"])
-def test_text_has_the_targets_distribution(small_pair, exact, method, setting):
-    assert fits(sample_many(small_pair, method, SETTINGS[setting]), exact[setting]) > ALMOST_IMPOSSIBLE
+def test_text_has_the_targets_distribution(folders, exact, method, setting):
+    assert fits(sample_many(folders, method, SETTINGS[setting]), exact[setting]) > ALMOST_IMPOSSIBLE
 
 
 @pytest.mark.parametrize("setting", ["top_p", "penalties"])
-@pytest.mark.parametrize("method", ["draft, coupled", "adaptive draft", "suffix", "layer_skip", "tree"])
-def test_so_it_has_with_every_other_proposer(small_pair, exact, method, setting):
-    assert fits(sample_many(small_pair, method, SETTINGS[setting]), exact[setting]) > ALMOST_IMPOSSIBLE
+@pytest.mark.parametrize("method", ["draft, coupled", "adaptive draft", "suffix", "layer_skip", "eagle", "tree"])
+def test_so_it_has_with_every_other_proposer(folders, exact, method, setting):
+    assert fits(sample_many(folders, method, SETTINGS[setting]), exact[setting]) > ALMOST_IMPOSSIBLE
 
 
 # Known ways to get it almost right
@@ -209,7 +216,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
-def test_a_planted_bias_is_caught(small_pair, exact, monkeypatch, fault):
+def test_a_planted_bias_is_caught(folders, exact, monkeypatch, fault):
     fault(monkeypatch)
     setting = FAULTS[fault]
-    assert fits(sample_many(small_pair, "draft", SETTINGS[setting]), exact[setting]) <= ALMOST_IMPOSSIBLE
+    assert fits(sample_many(folders, "draft", SETTINGS[setting]), exact[setting]) <= ALMOST_IMPOSSIBLE
