@@ -8,14 +8,16 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from playground.engine.beam_search import Candidate, Hypothesis
 from playground.engine.events import Event, EventStream, RequestEvent, RequestState, ScheduledSlice, StepEvent
 from playground.engine.executor import Executor, InFlightStep, StepResult
 from playground.engine.outputs import EngineStats, FinishReason
 from playground.engine.request import RequestStatus
 from playground.engine.scheduler import Scheduler, SchedulerOutput
-from playground.engine.tracker import SampleTracker
+from playground.engine.tracker import SampleTracker, SubmissionTracker
 
 logger = logging.getLogger(__name__)
 
@@ -203,16 +205,20 @@ class EngineCore:
         A request may have ended while the step was in flight: whatever the step has for it is dropped.
         """
         new_tokens: dict[int, list[int]] = {}
+        reports: dict[int, Sequence[Candidate]] = {}
         errors = {request_id: error for request_id, error in result.errors.items() if request_id in self._samples}
         for request_id, token in result.sampled.items():
             if request_id not in self._samples:
                 continue
             if token.error is not None:
                 errors[request_id] = token.error
+            elif token.candidates:
+                reports[request_id] = token.candidates
             else:
                 new_tokens[request_id] = [token.token_id]
         for request_id, error in errors.items():
-            self._end(self._samples[request_id], "error", error)
+            if request_id in self._samples:  # unless a sibling's error has ended it
+                self._end(self._samples[request_id], "error", error)
         for one in output.scheduled:
             entries = result.prompt_logprobs.get(one.request.request_id)
             kept = self._samples.get(one.request.request_id)
@@ -221,7 +227,10 @@ class EngineCore:
         self.scheduler.update(output, new_tokens)
         for request_id in new_tokens:
             self._deliver(self._samples[request_id], result, now_ns)
-        return set(new_tokens)
+        for request_id, candidates in reports.items():
+            if request_id in self._samples:
+                self._report(self._samples[request_id], candidates, now_ns)
+        return new_tokens.keys() | reports.keys()
 
     def _deliver(self, sample: SampleTracker, result: StepResult, now_ns: int) -> None:
         self._suspects.discard(sample.request.request_id)
@@ -230,18 +239,50 @@ class EngineCore:
             reason = sample.add_token(result.sampled[sample.request.request_id], now_ns)
         except Exception as error:  # a tokenizer that cannot decode its own ids must not take the others along
             logger.exception("request %d could not be decoded", sample.request.request_id)
-            self._end(sample, "error", f"the tokens could not be decoded: {type(error).__name__}: {error}")
+            self._end(sample, "error", _undecodable(error))
             return
         if is_first:
             self._tell(sample, "first_token", now_ns)
         if reason is not None:
             self._leave(sample, reason)
 
+    def _report(self, sample: SampleTracker, candidates: Sequence[Candidate], now_ns: int) -> None:
+        """Note what a beam may go on with; the last one to report lets the search go on."""
+        request = sample.request
+        self._suspects.discard(request.request_id)
+        beams = request.beams
+        assert beams is not None
+        if not beams.report(request, candidates):
+            return
+        beams.advance(self.scheduler.tables)
+        first = sample.group.samples[0]
+        if first.first_token_ns is None:
+            self._tell(first, "first_token", now_ns)
+        first.note_time(now_ns)
+        if beams.search.done:
+            self._end_search(sample.group, beams.search.hypotheses)
+
     # Ends
 
     def _end(self, sample: SampleTracker, reason: FinishReason, error: str | None = None) -> None:
+        if sample.request.beams is not None:
+            self._end_search(sample.group, sample.request.beams.search.interrupted(reason), error)
+            return
         sample.end_early(reason, error)
         self._leave(sample, reason)
+
+    def _end_search(self, group: SubmissionTracker, found: Sequence[Hypothesis], error: str | None = None) -> None:
+        """End all beams of a search; what it found becomes the samples, in order."""
+        reason = found[0].finish_reason
+        try:
+            for sample, hypothesis in zip(group.samples[: group.num_outputs], found, strict=False):
+                sample.take_hypothesis(hypothesis, error)
+        except Exception as failure:  # as in `_deliver`
+            logger.exception("request %d could not be decoded", group.handle.request_id)
+            reason, group.samples[0].error = "error", _undecodable(failure)
+        for sample in group.samples:
+            kept = sample.hypothesis
+            self._leave(sample, kept.finish_reason if kept is not None and reason != "error" else reason)
 
     def _leave(self, sample: SampleTracker, reason: FinishReason) -> None:
         overran = sample.request.num_pending_tokens > 0
@@ -318,13 +359,14 @@ class EngineCore:
         )
 
     def _slots_in_use(self) -> int:
-        """In-use blocks are full except at the tail of each running request, and part-filled tails are never shared."""
+        """In-use blocks are full except at the tail of each running request; beams may share a tail."""
         tables = self.scheduler.tables
         if tables is None:
             return 0
         size = tables.block_size
-        unused = sum(len(r.block_table) * size - r.num_computed_tokens for r in self.scheduler.running)
-        return tables.pool.num_in_use * size - unused
+        running = [r for r in self.scheduler.running if r.block_table]
+        unused = {r.block_table[-1]: len(r.block_table) * size - r.num_computed_tokens for r in running}
+        return tables.pool.num_in_use * size - sum(unused.values())
 
     # Snapshot
 
@@ -366,3 +408,7 @@ class EngineCore:
         values["prompt_tokens_per_second"] = sum(entry[2] for entry in recent) / busy_seconds
         values["generated_tokens_per_second"] = sum(entry[3] for entry in recent) / busy_seconds
         return EngineStats(**values)
+
+
+def _undecodable(error: Exception) -> str:
+    return f"the tokens could not be decoded: {type(error).__name__}: {error}"

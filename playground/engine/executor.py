@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kernels.host import to_device
+from playground.engine.candidates import draw_candidates
 from playground.engine.outputs import TokenLogprob
 from playground.engine.sampler import DrawnTokens, SampledToken, Sampler, SamplingRow
 from playground.engine.scheduler import ScheduledRequest, SchedulerOutput
@@ -248,21 +249,20 @@ class Executor:
     def _draw(
         self, scheduled: Sequence[ScheduledRequest], logits: torch.Tensor, rows: list[range], step: InFlightStep
     ) -> None:
-        drawn: list[ScheduledRequest] = []
-        draw_rows: list[int] = []
+        drawn: list[tuple[ScheduledRequest, int]] = []
+        beams: list[tuple[ScheduledRequest, int]] = []
         for one, own in zip(scheduled, rows, strict=True):
             if _wants_prompt_logprobs(one):
                 prompt_rows = min(one.num_tokens, one.request.num_prompt_tokens - 1 - one.start)
                 self._prompt_logprobs(one, logits[own.start : own.start + prompt_rows], step)
             if one.produces_token:
-                drawn.append(one)
-                draw_rows.append(own.stop - 1)
-        if not drawn:
-            return
-        if draw_rows != list(range(logits.shape[0])):
-            logits = logits.index_select(0, to_device(torch.tensor(draw_rows), logits.device))
-        tokens = self.sampler.draw(logits, [self._sampling_row(one) for one in drawn])
-        step.draws.append(_Draw([one.request.request_id for one in drawn], tokens))
+                (drawn if one.request.beams is None else beams).append((one, own.stop - 1))
+        for own_rows, draw in ((drawn, self.sampler.draw), (beams, draw_candidates)):
+            if own_rows:
+                tokens = draw(
+                    _select(logits, [row for _, row in own_rows]), [self._sampling_row(one) for one, _ in own_rows]
+                )
+                step.draws.append(_Draw([one.request.request_id for one, _ in own_rows], tokens))
 
     def _prompt_logprobs(self, one: ScheduledRequest, logits: torch.Tensor, step: InFlightStep) -> None:
         k = one.request.params.prompt_logprobs
@@ -284,6 +284,12 @@ class Executor:
             output_token_ids=output_token_ids + [PENDING] * num_unknown,
             eos_token_ids=self.eos_token_ids,
         )
+
+
+def _select(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    if rows == list(range(logits.shape[0])):
+        return logits
+    return logits.index_select(0, to_device(torch.tensor(rows), logits.device))
 
 
 def _wants_prompt_logprobs(one: ScheduledRequest) -> bool:

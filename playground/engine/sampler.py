@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels.cpu_sampling import largest_and_where
 from kernels.host import to_device
 from kernels.sampling import sample
+from playground.engine.beam_search import Candidate
 from playground.engine.logit_rules import SamplingRow, apply_token_rules, row_parameters
 from playground.engine.logprobs import token_logprobs
 from playground.engine.outputs import TokenLogprob
@@ -23,11 +24,13 @@ __all__ = ["DrawnTokens", "SampledToken", "Sampler", "SamplingRow"]
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """The token drawn for one row, or why there is none; `token_id` is -1 then."""
+    """The token drawn for one row, or why there is none; `token_id` is -1 then, and in a beam's row."""
 
     token_id: int
     logprob: TokenLogprob | None = None
     error: str | None = None
+    candidates: tuple[Candidate, ...] = ()
+    """In a beam's row: what it may go on with, best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,9 @@ class Sampler:
         def resolve() -> list[SampledToken]:
             ids, after_rules, without = read()
             token_ids = [int(token) for token in ids]
-            errors = [_unusable(one) or _unusable(two, True) for one, two in zip(without, after_rules, strict=True)]
+            errors = [
+                why_unusable(one) or why_unusable(two, True) for one, two in zip(without, after_rules, strict=True)
+            ]
             found = _logprobs_of(wanted, kept, token_ids, rows, errors)
             return [
                 SampledToken(token, found.get(i)) if error is None else SampledToken(-1, error=error)
@@ -111,7 +116,7 @@ def _logprobs_of(
     return dict(zip(numbers, token_logprobs(kept[usable], [token_ids[i] for i in numbers], tops), strict=True))
 
 
-def _unusable(largest: float, after_rules: bool = False) -> str | None:
+def why_unusable(largest: float, after_rules: bool = False) -> str | None:
     """Why no token can be drawn from a row with this largest logit, or None."""
     if largest != largest:
         return "The model's logits for this request contain NaN, so no token can be drawn: check its weights and dtype."

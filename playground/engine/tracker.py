@@ -5,6 +5,7 @@ The scheduler's `Request` holds what must be computed; this holds what must be t
 
 import time
 
+from playground.engine.beam_search import Hypothesis
 from playground.engine.detokenizer import Detokenizer
 from playground.engine.handle import GenerationHandle
 from playground.engine.outputs import Delta, FinishReason, Generation, RequestMetrics, Sample, TokenLogprob
@@ -29,16 +30,13 @@ class SampleTracker:
         self._num_sent = 0
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.error: str | None = None
+        self.hypothesis: Hypothesis | None = None
         if request.params.prompt_logprobs is not None:
             self.prompt_logprobs = [None] * request.num_prompt_tokens
 
     def add_token(self, token: SampledToken, now_ns: int) -> FinishReason | None:
         """Take one new token, send what may be shown of it, and say whether it ends the sample."""
-        if self.first_token_ns is None:
-            self.first_token_ns = now_ns
-        elif self.last_token_ns is not None:
-            self.inter_token_ns.append(now_ns - self.last_token_ns)
-        self.last_token_ns = now_ns
+        self.note_time(now_ns)
         text = self.detokenizer.append([token.token_id], [token.logprob] if token.logprob is not None else [])
         if self.detokenizer.stopped:  # before the length: a stop that comes with the last token is still a stop
             reason: FinishReason | None = "stop"
@@ -48,6 +46,21 @@ class SampleTracker:
             text += self.detokenizer.finish()
         self._send(text, reason)
         return reason
+
+    def note_time(self, now_ns: int) -> None:
+        """A token came now."""
+        if self.first_token_ns is None:
+            self.first_token_ns = now_ns
+        elif self.last_token_ns is not None:
+            self.inter_token_ns.append(now_ns - self.last_token_ns)
+        self.last_token_ns = now_ns
+
+    def take_hypothesis(self, hypothesis: Hypothesis, error: str | None = None) -> None:
+        """Be told as this sequence, which a beam search found: all of it in one delta."""
+        self.hypothesis, self.error = hypothesis, error
+        beam = hypothesis.beam
+        text = self.detokenizer.append(beam.token_ids, beam.entries) + self.detokenizer.finish()
+        self._send(text, hypothesis.finish_reason, error)
 
     def _send(self, text: str, reason: FinishReason | None, error: str | None = None) -> None:
         """Tell the caller; tokens that a stop string could still take away are told later."""
@@ -67,7 +80,10 @@ class SampleTracker:
         assert reason is not None
         logprobs = self.detokenizer.logprobs if self.request.params.logprobs is not None else None
         cumulative = sum(entry.logprob for entry in logprobs) if logprobs is not None else None
-        return Sample(self.detokenizer.text, list(self.detokenizer.token_ids), reason, cumulative, logprobs)
+        score = None
+        if self.hypothesis is not None:
+            cumulative, score = self.hypothesis.beam.cumulative_logprob, self.hypothesis.score
+        return Sample(self.detokenizer.text, list(self.detokenizer.token_ids), reason, cumulative, logprobs, score)
 
     def metrics(self, end_ns: int) -> RequestMetrics:
         arrival = self.group.arrival_ns
@@ -77,7 +93,8 @@ class SampleTracker:
             num_output_tokens=len(self.detokenizer.token_ids),
             num_cached_tokens=self.request.num_cached_tokens,
             num_preemptions=self.request.num_preemptions,
-            kv_blocks_peak=self.request.kv_blocks_peak,
+            kv_blocks_peak=self.request.holdings.peak,
+            kv_blocks_private=self.request.holdings.private_at_peak,
             queue_time=_since(arrival, self.scheduled_ns),
             time_to_first_token=_since(arrival, self.first_token_ns),
             time_per_output_token=sum(gaps) / len(gaps) if gaps else None,
@@ -91,7 +108,8 @@ def _since(start_ns: int, end_ns: int | None) -> float | None:
 
 
 class SubmissionTracker:
-    """All samples of one `submit`, and the handle that hears of them."""
+    """All samples of one `submit`, and the handle that hears of them. With beams there is one sample a beam, and those
+    that have taken a hypothesis in the end are the result."""
 
     def __init__(self, handle: GenerationHandle, eos_token_ids: frozenset[int]) -> None:
         self.handle = handle
@@ -99,12 +117,18 @@ class SubmissionTracker:
         self.arrival_ns = time.perf_counter_ns()
         self.samples: list[SampleTracker] = []
 
+    @property
+    def num_outputs(self) -> int:
+        """Sequences that the caller gets, of all that run."""
+        return self.samples[0].request.params.num_outputs
+
     def finish_if_complete(self, now_ns: int) -> None:
         """Give the handle its result once every sample has ended."""
         if not all(sample.request.finished for sample in self.samples):
             return
-        first = self.samples[0]
-        outputs = [sample.sample() for sample in self.samples]
+        first = self.samples[0]  # leads the others, so that what there is one of is its own
+        with_beams = first.request.beams is not None
+        outputs = [sample.sample() for sample in self.samples if not with_beams or sample.hypothesis is not None]
         self.handle._finish(
             Generation(
                 request_id=self.handle.request_id,
@@ -115,7 +139,7 @@ class SubmissionTracker:
                 prompt_token_ids=list(first.request.prompt_token_ids),
                 logprobs=outputs[0].logprobs,
                 prompt_logprobs=first.prompt_logprobs,
-                outputs=outputs if len(outputs) > 1 else [],
+                outputs=outputs if len(self.samples) > 1 else [],
                 error=next((sample.error for sample in self.samples if sample.error), None),
             )
         )
