@@ -69,6 +69,10 @@ class BlockTables:
             return blocks
         return min(blocks, cdiv(self.window - 1 + max_chunk, self.block_size) + 1)
 
+    def keeps_all(self, num_tokens: int) -> bool:
+        """Whether a request of `num_tokens` holds all of its blocks: none slides out of the window."""
+        return self.window is None or num_tokens <= self.window
+
     # Prefix hits
 
     def find_prefix(self, request: Request) -> list[int]:

@@ -91,7 +91,8 @@ class EngineCore:
         """End every request with an error, steps in flight unread; the engine itself goes on."""
         self._in_flight.clear()
         for sample in list(self._samples.values()):
-            self._end(sample, "error", error)
+            if sample.request.request_id in self._samples:  # unless it ended with a sibling
+                self._end(sample, "error", error)
         self._publish_stats()
         self._flush_events()
 
@@ -217,7 +218,7 @@ class EngineCore:
             else:
                 new_tokens[request_id] = [token.token_id]
         for request_id, error in errors.items():
-            if request_id in self._samples:  # unless a sibling's error has ended it
+            if request_id in self._samples:  # unless it ended with a sibling
                 self._end(self._samples[request_id], "error", error)
         for one in output.scheduled:
             entries = result.prompt_logprobs.get(one.request.request_id)

@@ -89,12 +89,12 @@ class Scheduler:
     def max_blocks(self, num_tokens: int, *, width: int = 1, num_prompt: int = 0) -> int:
         """Most KV blocks that a request of `num_tokens` in the cache ever holds.
 
-        For `width` beams: what they hold together, if the full blocks of a prompt of `num_prompt` tokens are shared.
+        For `width` beams: what they hold together, which share the full blocks of a prompt of `num_prompt` tokens.
         """
         if self.tables is None:
             return 0
         each = self.tables.max_blocks(num_tokens, min(num_tokens, self.config.max_num_batched_tokens))
-        shared = num_prompt // self.tables.block_size if self.tables.window is None else 0
+        shared = num_prompt // self.tables.block_size if self.tables.keeps_all(num_tokens) else 0
         return each if width == 1 else shared + width * (each - shared)
 
     def add(self, request: Request) -> None:
@@ -252,8 +252,11 @@ class Scheduler:
         assert self.tables is not None
         if request.held:
             return 0
-        shares = request.fork_of is not None and not request.block_table and self.tables.window is None
-        held = request.num_forked_tokens // self.tables.block_size if shares else num_held(request.block_table)
+        joins = request.fork_of is not None and not request.block_table
+        if joins and self.tables.keeps_all(request.num_tokens):
+            held = request.num_forked_tokens // self.tables.block_size
+        else:
+            held = num_held(request.block_table)
         return max(0, self.max_blocks(request.num_tokens) - held)
 
     def _count_hit(self, request: Request, num_hit: int) -> None:
