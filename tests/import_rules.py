@@ -26,7 +26,10 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
-TORCH_FREE = tuple(f"playground.engine.{name}" for name in ("request", "block_pool", "block_tables", "scheduler"))
+TORCH_FREE = tuple(
+    f"playground.engine.{name}"
+    for name in ("request", "holdings", "beam_search", "beam_group", "block_pool", "block_tables", "scheduler")
+)
 
 # Heavy or optional libraries, and the only parts that may import them.
 RESERVED = {

@@ -1,6 +1,7 @@
 """Beam search through the whole engine, against `transformers.generate` in float64: same sequences, same scores."""
 
 import functools
+import gc
 import itertools
 import time
 
@@ -44,8 +45,10 @@ def engine_of(pytestconfig):
         return engines[-1]
 
     yield make
+    gc.freeze()  # closing collects garbage: what all the libraries made is none
     for engine in engines:
         engine.close()
+    gc.unfreeze()
 
 
 # The oracle
@@ -159,8 +162,8 @@ RULES = {
 def test_token_rules_act_on_log_probabilities_as_processors_of_transformers_do(engine_of, variant, rule):
     ours, theirs = RULES[rule]
     params = SamplingParams(beam_width=4, max_tokens=9, **ours)
-    results = engine_of(variant).generate([list(prompt) for prompt in PROMPTS], params)
-    for prompt, result in zip(PROMPTS, results, strict=True):
+    results = engine_of(variant).generate([list(prompt) for prompt in PROMPTS[:2]], params)
+    for prompt, result in zip(PROMPTS[:2], results, strict=True):
         check(result, beam_search.__wrapped__(variant, prompt, 4, 9, (EOS,), **theirs), variant)
     reasons = [sample.finish_reason for result in results for sample in result.outputs]
     assert rule == "allowed tokens" or "stop" in reasons
