@@ -5,7 +5,7 @@ checked by `Engine.submit`.
 """
 
 import math
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,11 +16,18 @@ MAX_TOKENS_LIMIT = 1_000_000
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 1024
 MAX_LOGPROBS = 100
+MAX_LENGTH_PENALTY = 50
+"""A length of `MAX_TOKENS_LIMIT` to this power is still a float."""
 SEED_LIMIT = 2**63
 
 
 class SamplingParams(Validated):
-    """Parameters of one request. Greedy is `temperature=0`. Raises `RequestError` naming field, value and range."""
+    """Parameters of one request. Greedy is `temperature=0`. Raises `RequestError` naming field, value and range.
+
+    `beam_width` above 1 asks for a beam search (see `engine.beam_search` for its scores and its end): nothing is drawn,
+    so that temperature, if given at all, must be 0. `Generation.outputs` then holds the `beam_width` best sequences, or
+    the `n` best where `n` is above 1.
+    """
 
     error_class: ClassVar[type[RequestError]] = RequestError
 
@@ -47,7 +54,13 @@ class SamplingParams(Validated):
     )
     n: int = Field(1, ge=1, le=128, description="a whole number from 1 to 128")
     beam_width: int = Field(1, ge=1, le=128, description="a whole number from 1 to 128")
-    length_penalty: float = Field(1.0, ge=-100, le=100, description="a number from -100 to 100")
+    length_penalty: float = Field(
+        1.0,
+        ge=-MAX_LENGTH_PENALTY,
+        le=MAX_LENGTH_PENALTY,
+        description=f"a number from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}",
+    )
+    early_stopping: bool | Literal["never"] = Field(False, description="True, False or 'never'")
     logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description=f"None or a whole number from 0 to {MAX_LOGPROBS}"
     )
@@ -110,13 +123,45 @@ class SamplingParams(Validated):
         if self.min_tokens > self.max_tokens:
             raise ValueError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}: lower min_tokens.")
         if self.beam_width > 1:
-            raise ValueError(f"beam_width={self.beam_width}: beam search is not available yet; give 1.")
+            self._check_beams()
+            return self
         if self.length_penalty != 1.0:
-            raise ValueError("length_penalty only acts on beam search, which is not available yet; leave it at 1.")
+            raise ValueError("length_penalty only acts on beam search: leave it at 1, or give a beam_width above 1.")
+        if self.early_stopping is not False:
+            raise ValueError("early_stopping only acts on beam search: leave it False, or give a beam_width above 1.")
         if self.n > 1 and self.temperature == 0:
             raise ValueError(f"n={self.n} greedy samples would all be the same: raise temperature above 0 or give n=1.")
         return self
 
+    def _check_beams(self) -> None:
+        beams = f"beam_width={self.beam_width}"
+        if "temperature" in self.model_fields_set and self.temperature > 0:
+            raise ValueError(
+                f"{beams} searches for the most probable sequences and draws nothing, but temperature="
+                f"{self.temperature}: leave temperature out or give 0."
+            )
+        for field in ("top_k", "top_p", "min_p"):
+            if getattr(self, field) != type(self).model_fields[field].default:
+                raise ValueError(
+                    f"{field}={getattr(self, field)} filters draws, and {beams} draws nothing: leave it out."
+                )
+        if self.stop:
+            raise ValueError(
+                f"stop strings cannot end beams, whose text is known only when the search has chosen among them: with "
+                f"{beams} give stop_token_ids."
+            )
+        if self.n > self.beam_width:
+            raise ValueError(f"n={self.n} is above {beams}, and no more sequences than beams are found: lower n.")
+
     @property
     def greedy(self) -> bool:
         return self.temperature == 0
+
+    @property
+    def num_outputs(self) -> int:
+        """Sequences that the caller gets."""
+        return self.n if self.n > 1 else self.beam_width
+
+    def ending_token_ids(self, eos_token_ids: frozenset[int]) -> frozenset[int]:
+        """Tokens that end the output."""
+        return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else eos_token_ids)

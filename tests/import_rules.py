@@ -27,7 +27,10 @@ LAYERS: tuple[frozenset[str], ...] = (
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
 TORCH_FREE = (
-    *(f"playground.engine.{name}" for name in ("request", "block_pool", "block_tables", "scheduler")),
+    *(
+        f"playground.engine.{name}"
+        for name in ("request", "holdings", "beam_search", "beam_group", "block_pool", "block_tables", "scheduler")
+    ),
     *(f"playground.engine.speculation.{name}" for name in ("lookup", "ngram", "suffix", "suffix_automaton")),
 )
 

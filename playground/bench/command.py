@@ -61,6 +61,30 @@ def engine(
     render(data)
 
 
+@bench_app.command(epilog="Example: playground bench samples --json samples.json")
+def samples(
+    model: Annotated[str | None, typer.Option(help="dummy-135m, dummy-tiny, bundled or a folder.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny model and few cases: shows only that it runs.")
+    ] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Count the KV blocks that parallel samples and beams share, against a private cache for each."""
+    _check_target(json_file)
+
+    from rich.console import Console
+
+    from playground.bench.samples import full_plan as full_samples
+    from playground.bench.samples import quick_plan as quick_samples
+    from playground.bench.samples import render, run_samples
+
+    progress = Console(stderr=True)
+    with progress.status("starting") as status:
+        data = run_samples((quick_samples if quick else full_samples)(model), say=status.update)
+    _write(data, json_file)
+    render(data)
+
+
 @bench_app.command(name="kernels", epilog="Example: playground bench kernels --only decode --json kernels.json")
 def kernels_command(
     only: Annotated[str, typer.Option(help="Only ops whose name contains this.")] = "",

@@ -4,7 +4,7 @@ Stands between the scheduler, which thinks in tokens, and the pool, which knows 
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import xxhash
 
@@ -69,6 +69,10 @@ class BlockTables:
             return blocks
         return min(blocks, cdiv(self.window - 1 + max_chunk, self.block_size) + 1)
 
+    def keeps_all(self, num_tokens: int) -> bool:
+        """Whether a request of `num_tokens` holds all of its blocks: none slides out of the window."""
+        return self.window is None or num_tokens <= self.window
+
     # Prefix hits
 
     def find_prefix(self, request: Request) -> list[int]:
@@ -105,11 +109,7 @@ class BlockTables:
 
     def take(self, request: Request, hit: Sequence[int]) -> None:
         """Give a request without blocks the blocks of a prefix hit."""
-        self._acting_for = request.request_id
-        for block_id in hit:
-            if block_id != NULL_BLOCK:
-                self.pool.share(block_id)
-        request.block_table = list(hit)
+        self._share(request, hit)
         request.num_computed_tokens = len(hit) * self.block_size
         request.num_registered_blocks = len(hit)
 
@@ -117,32 +117,59 @@ class BlockTables:
         """Blocks left to allocate once the hit is taken: cached blocks of the hit stop being free."""
         return self.pool.num_free - sum(self.pool.ref_count(b) == 0 for b in hit if b != NULL_BLOCK)
 
-    # Sharing a sibling's prompt
+    # Sharing with a sibling
 
     def can_fork(self, request: Request) -> bool:
-        """Whether the sibling's blocks still hold all that this request's last prompt token will look at."""
+        """Whether the sibling's blocks still hold all that the first token this request runs will look at."""
         parent = request.fork_of
-        if parent is None or parent.finished or parent.num_computed_tokens < request.num_prompt_tokens:
+        if parent is None or parent.finished or parent.num_computed_tokens < request.num_shared_tokens:
             return False
-        computed = request.num_prompt_tokens - 1
+        computed = request.num_forked_tokens
         first = 0 if self.window is None else max(0, computed - self.window + 1) // self.block_size
         return NULL_BLOCK not in parent.block_table[first : cdiv(computed, self.block_size)]
 
     def fork(self, request: Request) -> None:
-        """Share the sibling's prompt blocks, the part-filled last one too: the first write into it copies it.
+        """Share the sibling's blocks of the common tokens. The first write into a part-filled last one copies it.
 
-        The last prompt token runs again, for its logits, so nothing is special about a forked request afterwards.
+        At least the last token runs, for its logits, so nothing is special about a forked request afterwards.
         """
         assert request.fork_of is not None
-        self._acting_for = request.request_id
-        computed = request.num_prompt_tokens - 1
-        shared = request.fork_of.block_table[: cdiv(computed, self.block_size)]
-        for block_id in shared:
-            if block_id != NULL_BLOCK:
-                self.pool.share(block_id)
-        request.block_table = list(shared)
+        computed = request.num_forked_tokens
+        self._share(request, request.fork_of.block_table[: cdiv(computed, self.block_size)])
         request.num_computed_tokens = computed
         request.num_registered_blocks = min(request.fork_of.num_registered_blocks, computed // self.block_size)
+
+    def adopt(self, request: Request, parent: Request) -> None:
+        """Give a request all blocks of a sibling in place of its own, after it got that sibling's tokens.
+
+        The hash chain comes along: what the request had of its own belonged to its old tokens.
+        """
+        given_up = request.block_table
+        self._share(request, parent.block_table)
+        self._release(request, reversed(given_up))
+        request.num_computed_tokens = parent.num_computed_tokens
+        request.num_registered_blocks = parent.num_registered_blocks
+        request.block_hashes = list(parent.block_hashes)
+
+    def _share(self, request: Request, block_ids: Sequence[int]) -> None:
+        """Let a request hold these blocks beside their other holders: they are its block table from now on."""
+        self._acting_for = request.request_id
+        for block_id in block_ids:
+            if block_id != NULL_BLOCK:
+                self.pool.share(block_id)
+                request.holdings.add(block_id)
+        request.block_table = list(block_ids)
+
+    def _allocate(self, request: Request) -> int:
+        block_id = self.pool.allocate()
+        request.holdings.add(block_id)
+        return block_id
+
+    def _release(self, request: Request, block_ids: Iterable[int]) -> None:
+        held = [block_id for block_id in block_ids if block_id != NULL_BLOCK]
+        for block_id in held:
+            request.holdings.remove(block_id)
+        self.pool.release(held)
 
     # Growing and shrinking
 
@@ -162,16 +189,15 @@ class BlockTables:
             return None
         copies: list[tuple[int, int]] = []
         if tail_is_shared:
-            request.block_table[first] = self.pool.allocate()
+            request.block_table[first] = self._allocate(request)
             copies.append((tail, request.block_table[first]))
             self._record("copy", request.block_table[first], 1, tail)
-            self.pool.release([tail])
+            self._release(request, [tail])
         elif tail != NULL_BLOCK:
             self.pool.unregister(tail)  # nobody else holds it, but it must not be found while it changes
         request.num_registered_blocks = min(request.num_registered_blocks, first)
-        request.block_table.extend(self.pool.allocate() for _ in range(missing))
-        held = num_held(request.block_table) if self.window else len(request.block_table)
-        request.kv_blocks_peak = max(request.kv_blocks_peak, held)
+        request.block_table.extend(self._allocate(request) for _ in range(missing))
+        request.holdings.note_peak()
         return copies
 
     def shrink(self, request: Request) -> None:
@@ -181,7 +207,7 @@ class BlockTables:
             self._acting_for = request.request_id
             surplus = request.block_table[num_blocks:]
             del request.block_table[num_blocks:]
-            self.pool.release(reversed(surplus))
+            self._release(request, reversed(surplus))
 
     def _trim(self, request: Request) -> None:
         """Release the blocks that have slid out of the window of the next token and all later ones."""
@@ -194,7 +220,7 @@ class BlockTables:
             if block_id == NULL_BLOCK:
                 break
             request.block_table[index] = NULL_BLOCK
-            self.pool.release([block_id])
+            self._release(request, [block_id])
 
     def register(self, request: Request, num_tokens: int) -> None:
         """Put the full blocks among the request's first `num_tokens` tokens into the prefix cache.
@@ -220,7 +246,7 @@ class BlockTables:
         if not keep_cached:
             for block_id in held:
                 self.pool.unregister(block_id)
-        self.pool.release(held)
+        self._release(request, held)
         request.block_table = []
         request.num_computed_tokens = 0
         request.num_registered_blocks = 0

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from playground.engine.beam_search import Candidate, Hypothesis
 from playground.engine.events import Event, EventStream, RequestEvent, RequestState, ScheduledSlice, StepEvent
 from playground.engine.executor import Executor, InFlightStep, StepResult
 from playground.engine.outputs import EngineStats, FinishReason
@@ -19,7 +20,7 @@ from playground.engine.request import RequestStatus
 from playground.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
 from playground.engine.speculation.controller import StepCost
 from playground.engine.speculation.proposal import Outcome
-from playground.engine.tracker import SampleTracker
+from playground.engine.tracker import SampleTracker, SubmissionTracker
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ class EngineCore:
         """End every request with an error, steps in flight unread; the engine itself goes on."""
         self._in_flight.clear()
         for sample in list(self._samples.values()):
-            self._end(sample, "error", error)
+            if sample.request.request_id in self._samples:  # unless it ended with a sibling
+                self._end(sample, "error", error)
         self._publish_stats()
         self._flush_events()
 
@@ -226,16 +228,20 @@ class EngineCore:
         A request may have ended while the step was in flight: whatever the step has for it is dropped.
         """
         new_tokens: dict[int, list[int]] = {}
+        reports: dict[int, Sequence[Candidate]] = {}
         errors = {request_id: error for request_id, error in result.errors.items() if request_id in self._samples}
         for request_id, outcome in result.outcomes.items():
             if request_id not in self._samples:
                 continue
             if outcome.error is not None:
                 errors[request_id] = outcome.error
+            elif outcome.tokens[0].candidates:
+                reports[request_id] = outcome.tokens[0].candidates
             else:
                 new_tokens[request_id] = [token.token_id for token in outcome.tokens]
         for request_id, error in errors.items():
-            self._end(self._samples[request_id], "error", error)
+            if request_id in self._samples:  # unless it ended with a sibling
+                self._end(self._samples[request_id], "error", error)
         for one in output.scheduled:
             entries = result.prompt_logprobs.get(one.request.request_id)
             kept = self._samples.get(one.request.request_id)
@@ -245,7 +251,11 @@ class EngineCore:
         self._observe_speculation(output, result, new_tokens)
         for request_id in new_tokens:
             self._deliver(self._samples[request_id], result.outcomes[request_id], now_ns)
-        return {request_id: len(token_ids) for request_id, token_ids in new_tokens.items()}
+        for request_id, candidates in reports.items():
+            if request_id in self._samples:
+                self._report(self._samples[request_id], candidates, now_ns)
+        counts = {request_id: len(token_ids) for request_id, token_ids in new_tokens.items()}
+        return counts | dict.fromkeys(reports, 1)
 
     def _observe_speculation(
         self, output: SchedulerOutput, result: StepResult, new_tokens: Mapping[int, Sequence[int]]
@@ -277,18 +287,50 @@ class EngineCore:
             reason = sample.add_tokens(outcome.tokens, now_ns)
         except Exception as error:  # a tokenizer that cannot decode its own ids must not take the others along
             logger.exception("request %d could not be decoded", sample.request.request_id)
-            self._end(sample, "error", f"the tokens could not be decoded: {type(error).__name__}: {error}")
+            self._end(sample, "error", _undecodable(error))
             return
         if is_first:
             self._tell(sample, "first_token", now_ns)
         if reason is not None:
             self._leave(sample, reason)
 
+    def _report(self, sample: SampleTracker, candidates: Sequence[Candidate], now_ns: int) -> None:
+        """Note what a beam may go on with; the last one to report lets the search go on."""
+        request = sample.request
+        self._suspects.discard(request.request_id)
+        beams = request.beams
+        assert beams is not None
+        if not beams.report(request, candidates):
+            return
+        beams.advance(self.scheduler.tables)
+        first = sample.group.samples[0]
+        if first.first_token_ns is None:
+            self._tell(first, "first_token", now_ns)
+        first.note_time(now_ns)
+        if beams.search.done:
+            self._end_search(sample.group, beams.search.hypotheses)
+
     # Ends
 
     def _end(self, sample: SampleTracker, reason: FinishReason, error: str | None = None) -> None:
+        if sample.request.beams is not None:
+            self._end_search(sample.group, sample.request.beams.search.interrupted(reason), error)
+            return
         sample.end_early(reason, error)
         self._leave(sample, reason)
+
+    def _end_search(self, group: SubmissionTracker, found: Sequence[Hypothesis], error: str | None = None) -> None:
+        """End all beams of a search; what it found becomes the samples, in order."""
+        reason = found[0].finish_reason
+        try:
+            for sample, hypothesis in zip(group.samples[: group.num_outputs], found, strict=False):
+                sample.take_hypothesis(hypothesis, error)
+        except Exception as failure:  # as in `_deliver`
+            logger.exception("request %d could not be decoded", group.handle.request_id)
+            reason, group.samples[0].error = "error", _undecodable(failure)
+        for sample in group.samples:
+            kept = sample.hypothesis
+            self._leave(sample, kept.finish_reason if kept is not None and reason != "error" else reason)
 
     def _leave(self, sample: SampleTracker, reason: FinishReason) -> None:
         overran = sample.request.num_pending_tokens > 0
@@ -368,13 +410,14 @@ class EngineCore:
         )
 
     def _slots_in_use(self) -> int:
-        """In-use blocks are full except at the tail of each running request, and part-filled tails are never shared."""
+        """In-use blocks are full except at the tail of each running request; beams may share a tail."""
         tables = self.scheduler.tables
         if tables is None:
             return 0
         size = tables.block_size
-        unused = sum(len(r.block_table) * size - r.num_computed_tokens for r in self.scheduler.running)
-        return tables.pool.num_in_use * size - unused
+        running = [r for r in self.scheduler.running if r.block_table]
+        unused = {r.block_table[-1]: len(r.block_table) * size - r.num_computed_tokens for r in running}
+        return tables.pool.num_in_use * size - sum(unused.values())
 
     # Snapshot
 
@@ -435,3 +478,7 @@ def _scheduled_slice(one: ScheduledRequest, result: StepResult, emitted: Mapping
         tuple(token.token_id for token in outcome.tokens),
         outcome.has_bonus,
     )
+
+
+def _undecodable(error: Exception) -> str:
+    return f"the tokens could not be decoded: {type(error).__name__}: {error}"

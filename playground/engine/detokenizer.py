@@ -34,7 +34,7 @@ class Detokenizer:
         """Whether a stop string, stop token or EOS ended the output; tokens appended later are ignored."""
         self.matched_stop: str | int | None = None
         """The stop string or token id that did."""
-        self._ending = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_token_ids)
+        self._ending = params.ending_token_ids(eos_token_ids)
         self._min_tokens = params.min_tokens
         self._stream = text_stream(tokenizer, prompt_token_ids)
         self._matcher = StopMatcher(params.stop)

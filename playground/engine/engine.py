@@ -15,12 +15,15 @@ from typing import Any
 import torch
 
 from playground.config import EngineConfig
+from playground.engine.beam_group import BeamGroup
+from playground.engine.beam_search import BeamSearch
 from playground.engine.block_tables import BlockTables
 from playground.engine.core import EngineCore
 from playground.engine.detokenizer import Detokenizer
 from playground.engine.events import EventStream
 from playground.engine.executor import Executor
 from playground.engine.handle import GenerationHandle
+from playground.engine.holdings import Holdings
 from playground.engine.loop import CLOSED, EngineLoop
 from playground.engine.outputs import Delta, EngineStats, Generation
 from playground.engine.prompts import PromptReader
@@ -179,19 +182,23 @@ class Engine:
     # Requests
 
     def submit(self, prompt: Prompt, params: SamplingParams | None = None) -> GenerationHandle:
-        """Queue one request and return at once. Raises `RequestError` if it can never be served."""
+        """Queue one request and return at once. Raises `RequestError` if it can never be served.
+
+        With `beam_width` the handle hears of its sequences when the search is over: one delta each, by rank.
+        """
         params = params if params is not None else SamplingParams()
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params is a {type(params).__name__}: give a SamplingParams.")
         token_ids = self._prompts.read(prompt)
         self._prompts.check_params(params)
         max_total_tokens = min(len(token_ids) + params.max_tokens, self._max_model_len)
-        self._check_fits(len(token_ids), max_total_tokens)
+        self._check_fits(len(token_ids), max_total_tokens, params.beam_width)
         with self._submit_lock:
-            request_ids = [next(self._request_ids) for _ in range(params.n)]
+            request_ids = [next(self._request_ids) for _ in range(max(params.n, params.beam_width))]
         handle = GenerationHandle(request_ids[0], lambda: self._abort(request_ids))
         group = SubmissionTracker(handle, self._eos_token_ids)
         seed = params.seed if params.seed is not None else self.config.seed + request_ids[0] * SEED_STEP
+        holdings = Holdings()
         for index, request_id in enumerate(request_ids):
             request = Request(
                 request_id,
@@ -199,10 +206,20 @@ class Engine:
                 params,
                 _to_int64(seed + index),
                 max_total_tokens,
-                fork_of=group.samples[0].request if index else None,
+                fork_of=group.samples[0].request if index and params.beam_width == 1 else None,
+                holdings=holdings,
             )
             detokenizer = Detokenizer(self.tokenizer, token_ids, params, self._eos_token_ids)
             group.samples.append(SampleTracker(request, index, detokenizer, group))
+        if params.beam_width > 1:
+            search = BeamSearch(
+                params.beam_width,
+                max_total_tokens - len(token_ids),
+                ending_token_ids=params.ending_token_ids(self._eos_token_ids),
+                length_penalty=params.length_penalty,
+                early_stopping=params.early_stopping,
+            )
+            BeamGroup([sample.request for sample in group.samples], search)
 
         def add(core: EngineCore) -> None:
             for sample in group.samples:
@@ -212,17 +229,24 @@ class Engine:
             raise RequestError(f"{CLOSED}: make a new one to generate.")
         return handle
 
-    def _check_fits(self, num_prompt: int, max_total_tokens: int) -> None:
+    def _check_fits(self, num_prompt: int, max_total_tokens: int, width: int) -> None:
+        if width > self.config.max_num_seqs:
+            raise RequestError(
+                f"beam_width={width} runs as many sequences at once, but max_num_seqs={self.config.max_num_seqs}: "
+                "lower beam_width or raise max_num_seqs."
+            )
         tables = self._scheduler.tables
         if tables is None:
             return
-        needed = self._scheduler.max_blocks(max_total_tokens - 1)  # the last token's own KV is never needed
+        longest = max_total_tokens - 1  # the last token's own KV is never needed
+        needed = self._scheduler.max_blocks(longest, width=width, num_prompt=num_prompt)
         if needed > tables.pool.num_blocks:
             pool, size = tables.pool.num_blocks, tables.block_size
             num_new = max_total_tokens - num_prompt
+            beams, fewer = (f" in {width} beams", "lower beam_width or") if width > 1 else ("", "lower")
             raise RequestError(
-                f"{num_prompt} prompt tokens and up to {num_new} new ones need {needed} KV blocks, but the pool has "
-                f"{pool} of {size} tokens: shorten the prompt, lower max_tokens, or raise num_kv_blocks."
+                f"{num_prompt} prompt tokens and up to {num_new} new ones{beams} need {needed} KV blocks, but the pool "
+                f"has {pool} of {size} tokens: shorten the prompt, {fewer} max_tokens, or raise num_kv_blocks."
             )
 
     def _abort(self, request_ids: Sequence[int]) -> None:
@@ -258,7 +282,12 @@ class Engine:
             raise
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
-        """Deltas as they come; closing the iterator aborts the request."""
+        """Deltas as they come; closing the iterator aborts the request. Raises `RequestError` for a beam search."""
+        if isinstance(params, SamplingParams) and params.beam_width > 1:
+            raise RequestError(
+                f"beam_width={params.beam_width} cannot be streamed, since any token may still be dropped until the "
+                "search is over: use generate() or submit().result()."
+            )
         handle = self.submit(prompt, params)
 
         def deltas() -> Iterator[Delta]:

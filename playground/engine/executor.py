@@ -9,17 +9,19 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from kernels.host import to_device
 from playground.engine.batches import UNKNOWN, BatchSlice, build_batch, put_tokens, slot_mapping
+from playground.engine.candidates import draw_candidates
 from playground.engine.outputs import TokenLogprob
-from playground.engine.sampler import Sampler, SamplingRow
+from playground.engine.sampler import DrawnTokens, Sampler, SamplingRow
 from playground.engine.scheduler import ScheduledRequest, SchedulerOutput
 from playground.engine.speculation.proposal import Outcome, Proposal
 from playground.engine.speculation.speculator import Speculator
-from playground.engine.speculation.verification import Candidate, match_drafts, reject_drafts
+from playground.engine.speculation.verification import DraftedRow, match_drafts, reject_drafts
 from playground.models.batch import ModelBatch
 from playground.models.decode_graphs import DecodeGraphs
 from playground.models.decoder import Decoder
@@ -286,8 +288,8 @@ class Executor:
         step: InFlightStep,
         proposal: Proposal | None,
     ) -> None:
-        plain: list[ScheduledRequest] = []
-        plain_rows: list[int] = []
+        drawn: list[tuple[ScheduledRequest, int]] = []
+        beams: list[tuple[ScheduledRequest, int]] = []
         speculative: list[tuple[ScheduledRequest, int]] = []
         row = 0
         for one in scheduled:
@@ -298,15 +300,13 @@ class Executor:
             if one.num_drafts:
                 speculative.append((one, row - one.num_drafts - 1))
             elif one.produces_token:
-                plain.append(one)
-                plain_rows.append(row - 1)
-        if plain:
-            own = logits
-            if plain_rows != list(range(logits.shape[0])):
-                own = logits.index_select(0, to_device(torch.tensor(plain_rows), logits.device))
-            tokens = self.sampler.draw(own, [self._sampling_row(one) for one in plain])
-            ids = [one.request.request_id for one in plain]
-            step.draws.append(_Draw(ids, lambda: [Outcome([token]) for token in tokens.resolve()], tokens.token_ids))
+                (drawn if one.request.beams is None else beams).append((one, row - 1))
+        for own_rows, draw in ((drawn, self.sampler.draw), (beams, draw_candidates)):
+            if own_rows:
+                own_logits = _select(logits, [row for _, row in own_rows])
+                tokens = draw(own_logits, [self._sampling_row(one) for one, _ in own_rows])
+                ids = [one.request.request_id for one, _ in own_rows]
+                step.draws.append(_Draw(ids, partial(_single_tokens, tokens), tokens.token_ids))
         if speculative:
             assert proposal is not None and self.speculator is not None
             self._verify(speculative, logits, step, proposal, self.speculator)
@@ -319,18 +319,18 @@ class Executor:
         proposal: Proposal,
         speculator: Speculator,
     ) -> None:
-        matched: list[Candidate] = []
-        rejected: list[Candidate] = []
+        matched: list[DraftedRow] = []
+        rejected: list[DraftedRow] = []
         ids: dict[bool, list[int]] = {True: [], False: []}
         for one, first in speculative:
             place = proposal.row_of[one.request.request_id]
-            candidate = Candidate(self._sampling_row(one), place, first, proposal.paths(place))
+            row = DraftedRow(self._sampling_row(one), place, first, proposal.paths(place))
             by_match = speculator.matches(one.request)
-            (matched if by_match else rejected).append(candidate)
+            (matched if by_match else rejected).append(row)
             ids[by_match].append(one.request.request_id)
-        for by_match, verify, candidates in ((True, match_drafts, matched), (False, reject_drafts, rejected)):
-            if candidates:
-                step.draws.append(_Draw(ids[by_match], verify(self.sampler, logits, candidates, proposal)))
+        for by_match, verify, rows in ((True, match_drafts, matched), (False, reject_drafts, rejected)):
+            if rows:
+                step.draws.append(_Draw(ids[by_match], verify(self.sampler, logits, rows, proposal)))
 
     def _prompt_logprobs(self, one: ScheduledRequest, logits: torch.Tensor, step: InFlightStep) -> None:
         k = one.request.params.prompt_logprobs
@@ -354,11 +354,21 @@ class Executor:
         )
 
 
+def _single_tokens(tokens: DrawnTokens) -> list[Outcome]:
+    return [Outcome([token]) for token in tokens.resolve()]
+
+
 def _num_logits(one: ScheduledRequest) -> int:
     """How many of the last rows of a slice need logits: drafts and what precedes them, or a prompt's logprobs."""
     if _wants_prompt_logprobs(one):
         return one.num_tokens
     return one.num_drafts + 1 if one.produces_token else 0
+
+
+def _select(logits: torch.Tensor, rows: list[int]) -> torch.Tensor:
+    if rows == list(range(logits.shape[0])):
+        return logits
+    return logits.index_select(0, to_device(torch.tensor(rows), logits.device))
 
 
 def _wants_prompt_logprobs(one: ScheduledRequest) -> bool:

@@ -36,8 +36,7 @@ class SamplingRow:
     @property
     def ending_token_ids(self) -> frozenset[int]:
         """Tokens that would end the request, which min_tokens forbids at first."""
-        ending = frozenset(self.params.stop_token_ids)
-        return ending if self.params.ignore_eos else ending | self.eos_token_ids
+        return self.params.ending_token_ids(self.eos_token_ids)
 
     @property
     def too_short_to_end(self) -> bool:

@@ -31,21 +31,27 @@ def _of_rows(logits: Tensor, token_ids: Sequence[int], top_k: Sequence[int]) -> 
     logprobs = logits.log_softmax(dim=-1)
     ranks = 1 + (logits > logits.gather(1, chosen)).sum(-1)
     of_chosen = logprobs.gather(1, chosen).squeeze(1).tolist()
-    tops = _top(logprobs, top_k)
+    tops = most_probable(logprobs, top_k)
     return [
         TokenLogprob(token, logprob, rank, top)
         for token, logprob, rank, top in zip(token_ids, of_chosen, ranks.tolist(), tops, strict=True)
     ]
 
 
-def _top(logprobs: Tensor, top_k: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+def most_probable(logprobs: Tensor, top_k: Sequence[int]) -> list[tuple[tuple[int, float], ...]]:
+    """The `top_k[i]` best `(token_id, logprob)` of each row of [R, V], best first; on a tie the smaller id.
+
+    Tokens of probability 0 are left out.
+    """
     size = min(max(top_k), logprobs.shape[1])
     if size == 0:
         return [()] * len(logprobs)
     values, ids = logprobs.topk(size, dim=-1)
+    last = torch.tensor([min(max(k, 1), size) - 1 for k in top_k], device=logprobs.device)[:, None]
+    reaching = (logprobs >= values.gather(1, last)).sum(-1).tolist()
     tops: list[tuple[tuple[int, float], ...]] = []
-    for row, row_values, row_ids, k in zip(logprobs, values, ids, top_k, strict=True):
-        if 0 < k < len(row) and (row >= row_values[min(k, size) - 1]).sum() > k:
+    for row, row_values, row_ids, k, count in zip(logprobs, values, ids, top_k, reaching, strict=True):
+        if 0 < k < len(row) and count > k:
             # Tokens outside tie with the last one inside, and topk takes any of those: take the smallest ids.
             row_ids = (row >= row_values[k - 1]).nonzero().squeeze(1)
             row_values, order = row[row_ids].sort(descending=True, stable=True)

@@ -30,7 +30,7 @@ class Delta:
     text: str
     token_ids: tuple[int, ...]
     index: int = 0
-    """Which of the `n` samples this belongs to."""
+    """Which of the `n` samples this belongs to; with beams, the rank."""
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
@@ -38,7 +38,10 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class RequestMetrics:
-    """Measured by the engine. TPOT excludes the first token; ITL is the gap between steps that emitted tokens."""
+    """Measured by the engine. TPOT excludes the first token; ITL is the gap between steps that emitted tokens.
+
+    In a beam search a token counts as emitted when the search has selected, although the caller hears of it at the end.
+    """
 
     num_prompt_tokens: int
     num_output_tokens: int
@@ -61,6 +64,9 @@ class RequestMetrics:
     speculation: SpeculationState | None = None
     """What speculation did last, and why; None without speculation."""
     kv_blocks_peak: int = 0
+    """The most distinct physical KV blocks that all samples of the request (or beams) held at one time."""
+    kv_blocks_private: int = 0
+    """What they would have held at that moment with a cache each: every shared block counted once for each holder."""
     queue_time: float | None = None
     time_to_first_token: float | None = None
     time_per_output_token: float | None = None
@@ -70,18 +76,25 @@ class RequestMetrics:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One of the `n` continuations of a prompt."""
+    """One of the `n` continuations of a prompt, or one of the sequences that a beam search found."""
 
     text: str
     token_ids: list[int]
     finish_reason: FinishReason
     cumulative_logprob: float | None = None
+    """Sum of the tokens' log-probabilities under the model's own distribution; None without `logprobs` or beams."""
     logprobs: list[TokenLogprob] | None = None
+    score: float | None = None
+    """With beams: what they are ranked by, the sum after token rules divided by length ** length_penalty."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The result of one request. With `n` above 1 the plain fields are those of the first sample."""
+    """The result of one request. The plain fields are those of the first of `outputs`, where there are any.
+
+    `outputs` has the samples if `n` is above 1, and the best sequences, best first, if `beam_width` is: `n` of them, or
+    as many as there are beams; fewer where the vocabulary that is left has no more.
+    """
 
     request_id: int
     text: str

@@ -4,11 +4,17 @@ Progress is a single integer, `num_computed_tokens`; there is no prefill or deco
 text or threads.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
+from playground.engine.holdings import Holdings
 from playground.engine.outputs import FinishReason
 from playground.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from playground.engine.beam_group import BeamGroup
 
 
 class RequestStatus(Enum):
@@ -29,7 +35,15 @@ class Request:
     max_total_tokens: int
     """Prompt plus output may not grow beyond this: min(prompt + max_tokens, max_model_len)."""
     fork_of: "Request | None" = None
-    """The sibling (same prompt, n > 1) whose prompt KV this one shares once it is computed."""
+    """The sibling whose KV of `num_shared_tokens` this one shares once it is computed, instead of computing it."""
+    num_shared_tokens: int = 0
+    """Leading tokens that are the same as those of `fork_of`: the prompt, or more in a beam search."""
+    holdings: Holdings = field(default_factory=Holdings)
+    """Counts the blocks of all requests of a submission: its siblings have the same object."""
+    beams: "BeamGroup | None" = None
+    """The beam search that this request carries a beam of."""
+    held: bool = False
+    """Not to be scheduled: a beam that waits for its siblings, or a request that no beam needs at present."""
 
     status: RequestStatus = RequestStatus.WAITING
     finish_reason: FinishReason | None = None
@@ -51,10 +65,21 @@ class Request:
     """Hash chain over the full blocks of `token_ids`, as far as it was needed: the root, then one entry a block."""
     num_registered_blocks: int = 0
     """Leading blocks whose hash is in the prefix cache."""
-    kv_blocks_peak: int = 0
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)
+        if self.fork_of is not None:
+            self.num_shared_tokens = len(self.prompt_token_ids)
+
+    @property
+    def unit(self) -> "Sequence[Request]":
+        """The requests that are admitted and preempted together with this one, itself included."""
+        return (self,) if self.beams is None else self.beams.members
+
+    @property
+    def num_forked_tokens(self) -> int:
+        """Tokens whose KV comes from `fork_of`: what is shared, but never the last token, which runs for its logits."""
+        return min(self.num_shared_tokens, len(self.token_ids) - 1)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -92,10 +117,13 @@ class Request:
 
     @property
     def draw_needs_ids(self) -> bool:
-        """Whether a draw, or a draft, depends on which tokens came before, so that none may still be pending."""
+        """Whether a draw, or a draft, depends on which tokens came before, so that none may still be pending.
+
+        What a beam goes on with is known only when all of its siblings have been read.
+        """
         p = self.params
         penalised = p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
-        return penalised or self.awaits_drafts
+        return penalised or self.awaits_drafts or self.beams is not None
 
     @property
     def finished(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels.cpu_sampling import largest_and_where
 from kernels.host import from_device, to_device
 from kernels.sampling import sample
+from playground.engine.beam_search import Candidate
 from playground.engine.logit_rules import SamplingRow, apply_token_rules, row_parameters
 from playground.engine.logprobs import token_logprobs
 from playground.engine.outputs import TokenLogprob
@@ -23,11 +24,13 @@ __all__ = ["DrawnTokens", "SampledToken", "Sampler", "SamplingRow"]
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """The token drawn for one row, or why there is none; `token_id` is -1 then."""
+    """The token drawn for one row, or why there is none; `token_id` is -1 then, and in a beam's row."""
 
     token_id: int
     logprob: TokenLogprob | None = None
     error: str | None = None
+    candidates: tuple[Candidate, ...] = ()
+    """In a beam's row: what it may go on with, best first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,9 +65,18 @@ class SchedulerOutput:
     def num_tokens(self) -> int:
         return sum(s.num_tokens for s in self.scheduled)
 
+    def drop(self, unit: Sequence[Request]) -> None:
+        """Forget what the step was to run for these requests. Call while they still have their blocks."""
+        own_blocks = {block_id for request in unit for block_id in request.block_table}
+        self.scheduled = [one for one in self.scheduled if one.request not in unit]
+        self.copies = [pair for pair in self.copies if pair[1] not in own_blocks]
+
 
 class Scheduler:
-    """Running requests in admission order, waiting requests in arrival order. One thread only."""
+    """Running requests in admission order, waiting requests in arrival order. One thread only.
+
+    The requests of a unit (`Request.unit`: the beams of one search) stand side by side in either queue.
+    """
 
     def __init__(self, config: SchedulerConfig, tables: BlockTables | None) -> None:
         """`tables` is None exactly if `config.recompute`."""
@@ -89,11 +98,16 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.running or self.waiting or self._held_forks)
 
-    def max_blocks(self, num_tokens: int) -> int:
-        """Most KV blocks that a request of `num_tokens` in the cache ever holds."""
+    def max_blocks(self, num_tokens: int, *, width: int = 1, num_prompt: int = 0) -> int:
+        """Most KV blocks that a request of `num_tokens` in the cache ever holds.
+
+        For `width` beams: what they hold together, which share the full blocks of a prompt of `num_prompt` tokens.
+        """
         if self.tables is None:
             return 0
-        return self.tables.max_blocks(num_tokens, min(num_tokens, self.config.max_num_batched_tokens))
+        each = self.tables.max_blocks(num_tokens, min(num_tokens, self.config.max_num_batched_tokens))
+        shared = num_prompt // self.tables.block_size if self.tables.keeps_all(num_tokens) else 0
+        return each if width == 1 else shared + width * (each - shared)
 
     def add(self, request: Request) -> None:
         """Queue a request. A fork waits until its sibling has computed the prompt they share."""
@@ -127,7 +141,8 @@ class Scheduler:
             if request.num_planned_drafts:
                 room = 0 if output.preempted else budget - (len(self.running) - index - 1)
                 self._limit_drafts(request, room)
-            num_tokens = 0 if request.awaits_last_token else self._share_of(request.num_uncomputed_tokens, budget)
+            runs = not request.held and not request.awaits_last_token and self._has_joined(request)
+            num_tokens = self._share_of(request.num_uncomputed_tokens, budget) if runs else 0
             if num_tokens == 0:  # or whole-prompt prefill that does not fit into what is left of this step
                 index += 1
                 continue
@@ -162,40 +177,65 @@ class Scheduler:
             if not may_preempt:
                 output.out_of_blocks = True
                 return None
-            victim = self.running.pop()  # the last admitted; everything before `request` is scheduled already
-            self._promised -= self._owed_blocks(victim)
-            self._preempt(victim)
-            output.preempted.append(victim)
-            if victim is request:
+            victims = self.running[-1].unit  # the last admitted; everything before `request` is scheduled already
+            self._promised -= sum(map(self._owed_blocks, victims))
+            if request in victims:
+                output.drop(victims)
+            self._preempt(victims)
+            output.preempted.extend(victims)
+            if request in victims:
                 return None
         self._promised -= owed - self._owed_blocks(request)
         return copies
 
-    def _preempt(self, victim: Request) -> list[int]:
-        """Send a request, no longer among the running, back to the queue; returns blocks nobody holds any more."""
-        assert self.tables is not None and victim.num_pending_tokens == 0
-        freed = self.tables.free(victim)
-        victim.status = RequestStatus.PREEMPTED
-        victim.num_preemptions += 1
-        victim.num_planned_drafts = 0
-        victim.fork_of = None
-        self.num_preemptions += 1
-        self._release_forks(victim)
-        self.waiting.appendleft(victim)
+    def _has_joined(self, request: Request) -> bool:
+        """Whether a running request may compute: a beam that lost its blocks waits for what its sibling has of them."""
+        if self.tables is None or request.beams is None or request.fork_of is None:
+            return True
+        if self.tables.can_fork(request):
+            self.tables.fork(request)
+        elif request.fork_of.num_computed_tokens < request.num_shared_tokens:
+            return False
+        else:  # the sibling has let go of blocks that slid out of its window
+            self.tables.take(request, self.tables.find_prefix(request))
+        request.fork_of = None
+        return True
+
+    def _preempt(self, unit: Sequence[Request]) -> list[int]:
+        """Send the requests of a unit from the running back to the queue; returns blocks nobody holds any more."""
+        assert self.tables is not None
+        freed: list[int] = []
+        for victim in reversed(unit):
+            assert victim.num_pending_tokens == 0
+            self.running.remove(victim)
+            freed += self.tables.free(victim)
+            victim.status = RequestStatus.PREEMPTED
+            victim.num_preemptions += 1
+            victim.num_planned_drafts = 0
+            victim.fork_of = None
+            self.num_preemptions += 1
+            self._release_forks(victim)
+        first = unit[0]
+        if first.beams is not None:
+            first.beams.restart()
+        self.waiting.extendleft(reversed(first.unit))
         return freed
 
     def _admit_waiting(self, output: SchedulerOutput, budget: int) -> None:
-        while self.waiting and len(self.running) < self.config.max_num_seqs:
+        if self.waiting and self.tables is not None:
+            self._promised = sum(map(self._owed_blocks, self.running))
+        while self.waiting and len(self.running) + len(self.waiting[0].unit) <= self.config.max_num_seqs:
             if budget == 0 and not self.config.static_batching:
                 return  # a static batch is filled up at once, whatever this step can run of it
             request = self.waiting[0]
             copies = self._admit(request, budget)
             if copies is None:
                 return
-            self.waiting.popleft()
-            self.running.append(request)
-            request.status = RequestStatus.RUNNING
-            output.admitted.append(request)
+            for one in request.unit:
+                self.waiting.remove(one)
+                self.running.append(one)
+                one.status = RequestStatus.RUNNING
+                output.admitted.append(one)
             num_tokens = self._share_of(request.num_uncomputed_tokens, budget)
             if num_tokens:
                 output.copies.extend(copies)
@@ -208,7 +248,7 @@ class Scheduler:
             return [] if self._share_of(request.num_tokens, budget) or self.config.static_batching else None
         forked = self.tables.can_fork(request)
         hit = [] if forked else self.tables.find_prefix(request)
-        num_hit = request.num_prompt_tokens - 1 if forked else len(hit) * self.tables.block_size
+        num_hit = request.num_forked_tokens if forked else len(hit) * self.tables.block_size
         num_tokens = self._share_of(request.num_tokens - num_hit, budget)
         if num_tokens == 0 and not self.config.static_batching:
             return None
@@ -220,7 +260,7 @@ class Scheduler:
             self.tables.take(request, hit)
         copies = self.tables.grow(request, num_tokens)
         assert copies is not None, "the check above covers what a request needs to start"
-        self._promised += self._owed_blocks(request)
+        self._promised += sum(map(self._owed_blocks, request.unit))
         if request.num_preemptions == 0:
             self._count_hit(request, num_hit)
         return copies
@@ -232,18 +272,25 @@ class Scheduler:
         """
         assert self.tables is not None
         promised = self._promised
+        promised += sum(self._owed_blocks(r) for r in request.unit if r is not request)
         if forked:
             assert request.fork_of is not None
-            shared = cdiv(request.num_prompt_tokens - 1, self.tables.block_size)
+            shared = cdiv(request.num_forked_tokens, self.tables.block_size)
             held = num_held(request.fork_of.block_table[:shared])
-            tail_copy = (request.num_prompt_tokens - 1) % self.tables.block_size != 0
+            tail_copy = request.num_forked_tokens % self.tables.block_size != 0
             return promised + self.max_blocks(request.num_tokens) - held + tail_copy
         return promised + self.max_blocks(request.num_tokens) - num_held(hit)
 
     def _owed_blocks(self, request: Request) -> int:
-        """Blocks that the tokens of a request take and that it does not hold yet."""
+        """Blocks that the tokens of a running request will yet take from the pool."""
         assert self.tables is not None
-        held = len(request.block_table) if self.tables.window is None else num_held(request.block_table)
+        if request.held:
+            return 0
+        joins = request.fork_of is not None and not request.block_table
+        if joins and self.tables.keeps_all(request.num_tokens):
+            held = request.num_forked_tokens // self.tables.block_size
+        else:
+            held = len(request.block_table) if self.tables.window is None else num_held(request.block_table)
         return max(0, self.max_blocks(request.num_tokens) - held)
 
     def _count_hit(self, request: Request, num_hit: int) -> None:
@@ -297,11 +344,11 @@ class Scheduler:
         lost = {one.request.request_id for output in outputs for one in output.scheduled}
         rewound = [request for request in self.running if request.request_id in lost]
         freed: list[int] = []
-        for request in reversed(rewound):  # so that they wait in the order in which they ran
+        for request in rewound:
             request.num_pending_tokens = 0
-            if self.tables is not None:
-                self.running.remove(request)
-                freed += [b for b in self._preempt(request) if self.tables.pool.key(b) is None]
+        for request in reversed(rewound):  # so that they wait in the order in which they ran
+            if self.tables is not None and request.status is RequestStatus.RUNNING:
+                freed += [b for b in self._preempt(request.unit) if self.tables.pool.key(b) is None]
         return rewound, freed
 
     # Leaving

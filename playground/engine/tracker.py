@@ -6,6 +6,7 @@ The scheduler's `Request` holds what must be computed; this holds what must be t
 import time
 from collections.abc import Sequence
 
+from playground.engine.beam_search import Hypothesis
 from playground.engine.detokenizer import Detokenizer
 from playground.engine.handle import GenerationHandle
 from playground.engine.outputs import Delta, FinishReason, Generation, RequestMetrics, Sample, TokenLogprob
@@ -41,17 +42,13 @@ class SampleTracker:
         self.speculation: SpeculationState | None = None
         self.prompt_logprobs: list[TokenLogprob | None] | None = None
         self.error: str | None = None
+        self.hypothesis: Hypothesis | None = None
         if request.params.prompt_logprobs is not None:
             self.prompt_logprobs = [None] * request.num_prompt_tokens
 
     def add_tokens(self, tokens: Sequence[SampledToken], now_ns: int) -> FinishReason | None:
         """Take the tokens of one step, send what may be shown of them, and say whether they end the sample."""
-        if self.first_token_ns is None:
-            self.first_token_ns = now_ns
-        elif self.last_token_ns is not None:
-            self.inter_token_ns.append(now_ns - self.last_token_ns)
-            self.num_tokens_after_first += len(tokens)
-        self.last_token_ns = now_ns
+        self.note_time(now_ns, len(tokens))
         logprobs = [token.logprob for token in tokens if token.logprob is not None]
         text = self.detokenizer.append([token.token_id for token in tokens], logprobs)
         if self.detokenizer.stopped:  # before the length: a stop that comes with the last token is still a stop
@@ -76,6 +73,22 @@ class SampleTracker:
             self.drafts_reached[position] += 1
             self.drafts_accepted[position] += position < outcome.num_accepted
 
+    def note_time(self, now_ns: int, num_tokens: int = 1) -> None:
+        """So many tokens came now."""
+        if self.first_token_ns is None:
+            self.first_token_ns = now_ns
+        elif self.last_token_ns is not None:
+            self.inter_token_ns.append(now_ns - self.last_token_ns)
+            self.num_tokens_after_first += num_tokens
+        self.last_token_ns = now_ns
+
+    def take_hypothesis(self, hypothesis: Hypothesis, error: str | None = None) -> None:
+        """Be told as this sequence, which a beam search found: all of it in one delta."""
+        self.hypothesis, self.error = hypothesis, error
+        beam = hypothesis.beam
+        text = self.detokenizer.append(beam.token_ids, beam.entries) + self.detokenizer.finish()
+        self._send(text, hypothesis.finish_reason, error)
+
     def _send(self, text: str, reason: FinishReason | None, error: str | None = None) -> None:
         """Tell the caller; tokens that a stop string could still take away are told later."""
         start, self._num_sent = self._num_sent, self.detokenizer.num_released_tokens
@@ -94,7 +107,10 @@ class SampleTracker:
         assert reason is not None
         logprobs = self.detokenizer.logprobs if self.request.params.logprobs is not None else None
         cumulative = sum(entry.logprob for entry in logprobs) if logprobs is not None else None
-        return Sample(self.detokenizer.text, list(self.detokenizer.token_ids), reason, cumulative, logprobs)
+        score = None
+        if self.hypothesis is not None:
+            cumulative, score = self.hypothesis.beam.cumulative_logprob, self.hypothesis.score
+        return Sample(self.detokenizer.text, list(self.detokenizer.token_ids), reason, cumulative, logprobs, score)
 
     def metrics(self, end_ns: int) -> RequestMetrics:
         arrival = self.group.arrival_ns
@@ -113,7 +129,8 @@ class SampleTracker:
             draft_time=self.draft_ns * SECONDS_PER_NS if self.num_draft_tokens else None,
             verify_time=self.verify_ns * SECONDS_PER_NS if self.num_draft_tokens else None,
             speculation=self.speculation,
-            kv_blocks_peak=self.request.kv_blocks_peak,
+            kv_blocks_peak=self.request.holdings.peak,
+            kv_blocks_private=self.request.holdings.private_at_peak,
             queue_time=_since(arrival, self.scheduled_ns),
             time_to_first_token=_since(arrival, self.first_token_ns),
             time_per_output_token=sum(gaps) / self.num_tokens_after_first if gaps else None,
@@ -127,7 +144,8 @@ def _since(start_ns: int, end_ns: int | None) -> float | None:
 
 
 class SubmissionTracker:
-    """All samples of one `submit`, and the handle that hears of them."""
+    """All samples of one `submit`, and the handle that hears of them. With beams there is one sample a beam, and those
+    that have taken a hypothesis in the end are the result."""
 
     def __init__(self, handle: GenerationHandle, eos_token_ids: frozenset[int]) -> None:
         self.handle = handle
@@ -135,12 +153,18 @@ class SubmissionTracker:
         self.arrival_ns = time.perf_counter_ns()
         self.samples: list[SampleTracker] = []
 
+    @property
+    def num_outputs(self) -> int:
+        """Sequences that the caller gets, of all that run."""
+        return self.samples[0].request.params.num_outputs
+
     def finish_if_complete(self, now_ns: int) -> None:
         """Give the handle its result once every sample has ended."""
         if not all(sample.request.finished for sample in self.samples):
             return
-        first = self.samples[0]
-        outputs = [sample.sample() for sample in self.samples]
+        first = self.samples[0]  # leads the others, so that what there is one of is its own
+        with_beams = first.request.beams is not None
+        outputs = [sample.sample() for sample in self.samples if not with_beams or sample.hypothesis is not None]
         self.handle._finish(
             Generation(
                 request_id=self.handle.request_id,
@@ -151,7 +175,7 @@ class SubmissionTracker:
                 prompt_token_ids=list(first.request.prompt_token_ids),
                 logprobs=outputs[0].logprobs,
                 prompt_logprobs=first.prompt_logprobs,
-                outputs=outputs if len(outputs) > 1 else [],
+                outputs=outputs if len(self.samples) > 1 else [],
                 error=next((sample.error for sample in self.samples if sample.error), None),
             )
         )

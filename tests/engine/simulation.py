@@ -13,11 +13,16 @@ the device knows every request's tokens, the host only those that were read.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import xxhash
 
+from playground.engine import block_tables
+from playground.engine.beam_group import BeamGroup
+from playground.engine.beam_search import BeamSearch, Candidate
+from playground.engine.block_pool import BlockKey
 from playground.engine.block_tables import BlockTables
+from playground.engine.holdings import Holdings
 from playground.engine.request import Request, RequestStatus
 from playground.engine.scheduler import ScheduledRequest, Scheduler, SchedulerConfig, SchedulerOutput
 from playground.engine.speculation.draft_kv import DraftKV
@@ -61,6 +66,12 @@ def isolated_output(prompt: list[int], num_output: int, seed: int) -> list[int]:
     return token_ids[len(prompt) :]
 
 
+def candidates(content: int) -> list[Candidate]:
+    """What a beam that ends in this KV may go on with: all tokens, each with a score of its own."""
+    scores = [-((content >> 8 * token_id) % 1009) / 100 for token_id in range(VOCABULARY)]
+    return [Candidate(token_id, score, score) for token_id, score in enumerate(scores)]
+
+
 @dataclass
 class Arrival:
     step: int
@@ -76,6 +87,24 @@ class Arrival:
     """Drafts that each of its steps wants."""
     drafts_every: int = 1
     """It drafts in one of so many steps, so that its draft model falls behind."""
+    beam_width: int = 1
+    ending: frozenset[int] = frozenset()
+    """Tokens that end a beam."""
+
+    def growing(self) -> Arrival:
+        """The same with a short prompt and a long output: admitted early, preempted by what grows before it."""
+        return replace(self, prompt=self.prompt[:4], num_output=self.num_output + 6)
+
+    def search(self) -> BeamSearch:
+        return BeamSearch(self.beam_width, self.num_output, ending_token_ids=self.ending)
+
+    def isolated_search(self) -> BeamSearch:
+        """The search as it must end, whatever runs beside it."""
+        search = self.search()
+        while not search.done:
+            ends = [contents([*self.prompt, *beam.token_ids])[-1] for beam in search.beams]
+            search.advance([candidates(end) for end in ends])
+        return search
 
 
 @dataclass
@@ -84,6 +113,7 @@ class InFlight:
 
     output: SchedulerOutput
     drawn: dict[int, list[int]]
+    reported: dict[int, list[Candidate]]
 
 
 @dataclass
@@ -114,33 +144,51 @@ class Simulation:
         self.draft_kv = DraftKV(self.tables.pool, self.block_size) if self.tables is not None else None
         self.num_rejected = 0
         self.num_accepted = 0
+        self.hashed: dict[int, BlockKey | None] = {}  # by block id: what it was found to be hashed as
+        self.searches: list[tuple[Arrival, BeamGroup]] = []
         self.in_flight: InFlight | None = None
         self.num_surplus = 0
 
     # Running
 
     def add(self, arrival: Arrival) -> list[Request]:
-        first: Request | None = None
-        made = []
-        for index in range(arrival.n):
+        made: list[Request] = []
+        with_beams = arrival.beam_width > 1
+        holdings = Holdings()
+        for index in range(arrival.beam_width if with_beams else arrival.n):
             params = SamplingParams(max_tokens=arrival.num_output, cache_salt=arrival.salt)
             total = len(arrival.prompt) + arrival.num_output
-            request = Request(len(self.requests) + 1, list(arrival.prompt), params, index, total, fork_of=first)
-            first = first or request
+            request = Request(
+                len(self.requests) + 1,
+                list(arrival.prompt),
+                params,
+                index,
+                total,
+                fork_of=made[0] if made and not with_beams else None,
+                holdings=holdings,
+            )
             self.requests.append(request)
             self.device_tokens[request.request_id] = list(arrival.prompt)
-            if arrival.stop_after is not None:
+            if arrival.stop_after is not None and not with_beams:
                 self.stops[request.request_id] = arrival.stop_after
-            if arrival.num_drafts:
+            if arrival.num_drafts and not with_beams:
                 self.drafting[request.request_id] = arrival
-            self.scheduler.add(request)
             made.append(request)
+        if with_beams:
+            self.searches.append((arrival, BeamGroup(made, arrival.search())))
+        for request in made:
+            self.scheduler.add(request)
         return made
 
     def fits(self, arrival: Arrival) -> bool:
-        """The check that `Engine.submit` makes."""
-        needed = self.scheduler.max_blocks(len(arrival.prompt) + arrival.num_output - 1)
-        return self.tables is None or needed <= self.num_blocks
+        """The checks that `Engine.submit` makes."""
+        has_blocks = self.tables is None or self.blocks_needed(arrival) <= self.num_blocks
+        return has_blocks and arrival.beam_width <= self.config.max_num_seqs
+
+    def blocks_needed(self, arrival: Arrival) -> int:
+        length = len(arrival.prompt)
+        longest = length + arrival.num_output - 1
+        return self.scheduler.max_blocks(longest, width=arrival.beam_width, num_prompt=length)
 
     def run(self, arrivals: list[Arrival], max_steps: int = 3000) -> None:
         """Play all arrivals to their end and check that everybody was answered correctly."""
@@ -171,7 +219,7 @@ class Simulation:
         self.check_decision(output)
         check(not (before and output.preempted), "nobody loses blocks that a step in flight still writes")
         if output.scheduled:
-            launched = InFlight(output, self.run_on_device(output))
+            launched = self.run_on_device(output)
             self.scheduler.advance(output)
             self.collect()
             self.in_flight = launched
@@ -218,7 +266,7 @@ class Simulation:
             self.draft_kv.wrote(request, end)
         return token_ids[len(known) :]
 
-    def run_on_device(self, output: SchedulerOutput) -> dict[int, list[int]]:
+    def run_on_device(self, output: SchedulerOutput) -> InFlight:
         """Copies, reads, writes and draws of a step, with the tokens that the device knows."""
         for source, destination in output.copies:
             for offset in range(self.block_size):
@@ -232,19 +280,23 @@ class Simulation:
         output.scheduled[:] = [one.with_drafts(len(drafts.get(one.request.request_id, ()))) for one in output.scheduled]
         for one in output.scheduled:
             self.check_visible(one.request, one.start)
-        drawn = {}
+        drawn, reported = {}, {}
         for one in output.scheduled:
             token_ids = self.device_tokens[one.request.request_id] + drafts.get(one.request.request_id, [])
             check(one.end <= len(token_ids), "no token runs before it is drawn")
             own = contents(token_ids)
             if self.tables is not None:
                 for position in range(one.start, one.end):
-                    self.memory[self.slot(one.request, position)] = (own[position], token_ids[position])
-            if one.produces_token:
+                    slot = self.slot(one.request, position)
+                    check(self.tables.pool.ref_count(slot[0]) == 1, "nobody writes into a block that others hold")
+                    self.memory[slot] = (own[position], token_ids[position])
+            if one.produces_token and one.request.beams is not None:
+                reported[one.request.request_id] = candidates(own[one.end - 1])
+            elif one.produces_token:
                 drawn[one.request.request_id] = self.verify(one, own, drafts.get(one.request.request_id, []))
         for request_id, new in drawn.items():
             self.device_tokens[request_id] += new
-        return drawn
+        return InFlight(output, drawn, reported)
 
     def verify(self, one: ScheduledRequest, own: list[int], drafts: list[int]) -> list[int]:
         """Accepted drafts and the token after them; `own` is the content of every token, drafts too."""
@@ -265,13 +317,26 @@ class Simulation:
         self.num_surplus += sum(one.request.finished for one in step.output.scheduled)
         self.scheduler.update(step.output, step.drawn)
         for one in step.output.scheduled:
-            request = one.request
-            if self.draft_kv is not None and not request.finished and one.produces_token:
-                self.draft_kv.keep(request, request.num_tokens - 1)
+            if self.draft_kv is not None and not one.request.finished and one.produces_token:
+                self.draft_kv.keep(one.request, one.request.num_tokens - 1)
+        for request in [one.request for one in step.output.scheduled if one.request.beams is None]:
             if request.num_output_tokens >= self.stops.get(request.request_id, request.max_total_tokens):
                 self.scheduler.finish(request, "stop")
             if request.num_tokens >= request.max_total_tokens:
                 self.scheduler.finish(request, "length")
+        for request in [one.request for one in step.output.scheduled if one.request.request_id in step.reported]:
+            self.report(request, step.reported[request.request_id])
+
+    def report(self, request: Request, found: list[Candidate]) -> None:
+        """What `EngineCore` does with the candidates of a beam."""
+        beams = request.beams
+        if request.finished or not beams.report(request, found):
+            return
+        beams.advance(self.tables)
+        for one in beams.members:
+            self.device_tokens[one.request_id] = list(one.token_ids)
+            if beams.search.done:
+                self.scheduler.finish(one, beams.search.hypotheses[0].finish_reason)
 
     def slot(self, request: Request, position: int) -> tuple[int, int]:
         index = position // self.block_size
@@ -329,18 +394,41 @@ class Simulation:
                 held = [self.memory.get((block_id, offset)) for offset in range(self.block_size)]
                 written = [None if h is None else h[1] for h in held]
                 check(written == list(key.token_ids), "a hashed block is full and holds the tokens of its key")
+            if key != self.hashed.get(block_id):
+                self.hashed[block_id] = key
+                self.check_chain(block_id, key)
             if holders[block_id] > 1 and key is None:
                 self.check_pending_copy(block_id)
         check(pool.num_in_use == sum(1 for count in holders.values() if count), "in use = held by somebody")
+        self.check_holdings()
         for one in self.in_flight.output.scheduled if self.in_flight else ():
             for position in range(one.start, one.end) if not one.request.finished else ():
                 block_id, _ = self.slot(one.request, position)
                 check(pool.key(block_id) is None, "a block is hashed only when the step that filled it was read")
 
+    def check_chain(self, block_id: int, key: BlockKey | None) -> None:
+        """A newly hashed block that somebody holds is the next in the hash chain of that request's tokens."""
+        holder = next((r for r in self.requests if block_id in r.block_table), None)
+        if key is None or holder is None:
+            return
+        own = holder.block_hashes[0]
+        for start in range(0, holder.block_table.index(block_id) * self.block_size, self.block_size):
+            own = block_tables.chain_hash(own, holder.token_ids[start : start + self.block_size])
+        check(key.parent_hash == own, "a block is hashed as what follows the tokens before it")
+
+    def check_holdings(self) -> None:
+        tables: dict[Holdings, list[int]] = {}
+        for request in self.requests:
+            tables.setdefault(request.holdings, []).extend(set(request.block_table) - {0})
+        for holdings, held in tables.items():
+            check(holdings.num_private == len(held), "a private cache has a block for each that a sample holds")
+            check(holdings.num_distinct == len(set(held)), "a block that samples share is counted once")
+            check(holdings.peak >= len(set(held)), "the peak is the most there ever was")
+
     def check_pending_copy(self, block_id: int) -> None:
         """Part-filled and shared: fine only while no sharer's next token falls into it without a copy being made."""
         inside = [r for r in self.requests if block_id in r.block_table and self.writes_next_into(r, block_id)]
-        untouched = [r for r in inside if r.num_output_tokens + r.num_pending_tokens == 0]
+        untouched = [r for r in inside if r.beams is not None or r.num_output_tokens + r.num_pending_tokens == 0]
         check(
             len(inside) == len(untouched),
             "two requests share a block only if it is full and hashed, or a copy is pending",
@@ -350,9 +438,15 @@ class Simulation:
         return request.block_table.index(block_id) == request.num_computed_tokens // self.block_size
 
     def check_end(self) -> None:
+        for arrival, group in self.searches:
+            if group.members[0].finish_reason != "abort":
+                expected = arrival.isolated_search().hypotheses
+                check(group.search.hypotheses == expected, "a search finds what it finds alone")
         for request in self.requests:
             check(request.finished, "every request ends")
             check(request.num_pending_tokens == 0, "nothing is pending at the end")
+            if request.beams is not None:
+                continue
             expected = isolated_output(request.prompt_token_ids, request.num_output_tokens, request.seed)
             check(request.output_token_ids == expected, "output equals the isolated run")
             if request.finish_reason == "stop":

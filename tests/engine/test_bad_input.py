@@ -62,7 +62,20 @@ def test_every_number_of_the_sampling_params_is_checked(field, value):
         ({"logit_bias": [3]}, "logit_bias"),
         ({"min_tokens": 9, "max_tokens": 3}, "min_tokens=9"),
         ({"n": 2, "temperature": 0}, "n=2"),
-        ({"beam_width": 4}, "not available yet"),
+        ({"beam_width": 4, "temperature": 0.7}, "leave temperature out"),
+        ({"beam_width": 4, "temperature": 1.0}, "leave temperature out"),
+        ({"beam_width": 4, "top_k": 5}, "top_k=5"),
+        ({"beam_width": 4, "top_p": 0.9}, "top_p=0.9"),
+        ({"beam_width": 4, "min_p": 0.1}, "min_p=0.1"),
+        ({"beam_width": 4, "stop": "."}, "stop_token_ids"),
+        ({"beam_width": 4, "n": 5}, "n=5"),
+        ({"beam_width": 129}, "128"),
+        ({"beam_width": 4, "early_stopping": "always"}, "'never'"),
+        ({"beam_width": 4, "early_stopping": 1}, "'never'"),
+        ({"beam_width": 4, "length_penalty": 51}, "50"),
+        ({"length_penalty": 2.0}, "beam_width"),
+        ({"early_stopping": True}, "beam_width"),
+        ({"early_stopping": "never"}, "beam_width"),
         ({"ignore_eos": 1}, "ignore_eos"),
         ({"cache_salt": "x" * 1000}, "cache_salt"),
     ],
@@ -111,6 +124,30 @@ def test_a_request_that_can_never_fit_the_pool_is_refused_with_the_numbers(make_
     text = sentence(error)
     assert "need 11 KV blocks" in text and "has 10" in text
     assert len(engine.generate("x" * 30, SamplingParams(max_tokens=11, ignore_eos=True))[0].token_ids) == 11
+
+
+def test_beams_are_not_streamed(engine):
+    with pytest.raises(RequestError) as error:
+        engine.stream("Hi", SamplingParams(beam_width=2))
+    assert "beam_width=2" in sentence(error) and "submit().result()" in str(error.value)
+
+
+def test_more_beams_than_sequences_at_once_are_refused(engine):
+    with pytest.raises(RequestError) as error:
+        engine.submit("Hi", SamplingParams(beam_width=9))
+    assert "beam_width=9" in sentence(error) and "max_num_seqs=8" in str(error.value)
+    assert engine.generate("Hi", SamplingParams(beam_width=8, max_tokens=3))[0].error is None
+
+
+def test_beams_that_can_never_fit_the_pool_are_refused_with_the_numbers(make_engine):
+    engine = make_engine(num_kv_blocks=19)
+    params = SamplingParams(beam_width=3, max_tokens=12)
+    with pytest.raises(RequestError) as error:
+        engine.submit("x" * 31, params.replace(max_tokens=15))
+    text = sentence(error)
+    assert "in 3 beams need 22 KV blocks" in text and "has 19" in text and "lower beam_width" in text
+    assert engine.generate("x" * 31, params)[0].error is None
+    assert engine.stats().kv_blocks_in_use == 0
 
 
 @pytest.mark.parametrize("field", ["stop_token_ids", "allowed_token_ids", "logit_bias"])

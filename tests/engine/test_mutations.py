@@ -7,16 +7,17 @@ import random
 
 import pytest
 
-from playground.engine import block_tables, scheduler
+from playground.engine import beam_group, block_tables, scheduler
+from playground.engine.beam_group import BeamGroup
 from playground.engine.block_pool import BlockKey, BlockPool
 from playground.engine.block_tables import BlockTables
 from playground.engine.request import Request, RequestStatus
-from playground.engine.scheduler import Scheduler, SchedulerConfig
+from playground.engine.scheduler import Scheduler, SchedulerConfig, SchedulerOutput
 from playground.engine.speculation.draft_kv import DraftKV
 from tests.engine.simulation import VOCABULARY, Arrival, Simulation
 
 
-def random_arrivals(rng: random.Random) -> list[Arrival]:
+def random_arrivals(rng: random.Random, widths: tuple[int, ...] = (1, 1, 2, 3)) -> list[Arrival]:
     stems = [[rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 12))] for _ in range(2)]
     return [
         Arrival(
@@ -28,12 +29,14 @@ def random_arrivals(rng: random.Random) -> list[Arrival]:
             stop_after=rng.choice([None, None, rng.randint(1, 6)]),
             num_drafts=rng.choice([0, 0, 1, 3]),
             drafts_every=rng.choice([1, 1, 3]),
+            beam_width=rng.choice(widths),
+            ending=rng.choice([frozenset(), frozenset({1})]),
         )
         for _ in range(rng.randint(2, 8))
     ]
 
 
-def run_suite(num_rounds: int = 150) -> None:
+def run_suite(num_rounds: int = 120) -> None:
     """The rules of the property tests over seeded random cases (hypothesis would shrink and cache them)."""
     for seed in range(num_rounds):
         rng = random.Random(seed)
@@ -46,6 +49,19 @@ def run_suite(num_rounds: int = 150) -> None:
             overlap=seed % 2 == 1,
         )
         simulation.run(random_arrivals(rng), max_steps=1500)
+    for seed in range(num_rounds):
+        rng = random.Random(-1 - seed)
+        arrivals = [one.growing() for _ in range(2) for one in random_arrivals(rng, widths=(1, 2, 3))]
+        barely_enough(arrivals, rng).run(arrivals, max_steps=1500)
+
+
+def barely_enough(arrivals: list[Arrival], rng: random.Random) -> Simulation:
+    """A pool that the largest request fills and a small budget, so that searches are preempted at any moment."""
+    config = SchedulerConfig(rng.randint(4, 20), rng.choice([2, 3, 4, 6, 16]))
+    shape = {"block_size": rng.choice([1, 2, 3]), "window": rng.choice([None, None, 5])}
+    shape["prefix_caching"] = rng.random() < 0.5
+    needs = Simulation(config, num_blocks=1, **shape).blocks_needed
+    return Simulation(config, num_blocks=max(map(needs, arrivals)) + rng.randint(0, 2), **shape)
 
 
 def hash_that_ignores_the_last_token(monkeypatch):
@@ -299,6 +315,139 @@ def drafts_cache_that_takes_any_block_for_its_own(monkeypatch):
     monkeypatch.setattr(DraftKV, "_num_found", lambda self, request: request.num_registered_blocks)
 
 
+def beam_does_not_count_as_holder_of_its_parents_blocks(monkeypatch):
+    def share(self, request, block_ids):
+        if request.beams is not None and request.block_table:
+            request.block_table = list(block_ids)
+        else:
+            whole(self, request, block_ids)
+
+    whole = BlockTables._share
+    monkeypatch.setattr(BlockTables, "_share", share)
+
+
+def part_filled_block_of_the_parent_is_not_adopted(monkeypatch):
+    whole = BlockTables.adopt
+
+    def adopt(self, request, parent):
+        whole(self, request, parent)
+        if parent.num_computed_tokens % self.block_size:
+            self._release(request, [request.block_table.pop()])
+
+    monkeypatch.setattr(BlockTables, "adopt", adopt)
+
+
+def part_filled_block_of_the_parent_is_written_uncopied(monkeypatch):
+    whole = BlockTables.grow
+
+    def grow(self, request, num_tokens):
+        ref_count = self.pool.ref_count
+        if request.beams is not None:
+            self.pool.ref_count = lambda block_id: 1
+        try:
+            return whole(self, request, num_tokens)
+        finally:
+            self.pool.ref_count = ref_count
+
+    monkeypatch.setattr(BlockTables, "grow", grow)
+
+
+def hash_chain_is_not_adopted(monkeypatch):
+    whole = BlockTables.adopt
+
+    def adopt(self, request, parent):
+        own = request.block_hashes
+        whole(self, request, parent)
+        request.block_hashes = own or list(parent.block_hashes)
+
+    monkeypatch.setattr(BlockTables, "adopt", adopt)
+
+
+def hash_chain_is_shared_with_the_parent(monkeypatch):
+    whole = BlockTables.adopt
+
+    def adopt(self, request, parent):
+        whole(self, request, parent)
+        request.block_hashes = parent.block_hashes
+
+    monkeypatch.setattr(BlockTables, "adopt", adopt)
+
+
+def given_up_blocks_are_freed_twice(monkeypatch):
+    whole = BlockTables.adopt
+
+    def adopt(self, request, parent):
+        given_up = [block_id for block_id in request.block_table if block_id]
+        whole(self, request, parent)
+        self.pool.release(block_id for block_id in given_up if self.pool.ref_count(block_id))
+
+    monkeypatch.setattr(BlockTables, "adopt", adopt)
+
+
+def given_up_blocks_are_not_freed(monkeypatch):
+    whole = BlockTables.adopt
+
+    def adopt(self, request, parent):
+        request.block_table = []
+        whole(self, request, parent)
+
+    monkeypatch.setattr(BlockTables, "adopt", adopt)
+
+
+def beams_stay_held_after_a_preemption(monkeypatch):
+    whole = BeamGroup.restart
+
+    def restart(self):
+        held = [request.held for request in self.members]
+        whole(self)
+        for request, was_held in zip(self.members, held, strict=True):
+            request.held = was_held
+
+    monkeypatch.setattr(BeamGroup, "restart", restart)
+
+
+def resumed_beam_shares_one_token_too_many(monkeypatch):
+    whole = beam_group._num_in_common
+    monkeypatch.setattr(beam_group, "_num_in_common", lambda a, b: whole(a, b) + 1)
+
+
+def resumed_beam_does_not_wait_for_its_sibling(monkeypatch):
+    def can_fork(self, request):
+        return request.fork_of is not None and not request.fork_of.finished
+
+    monkeypatch.setattr(BlockTables, "can_fork", can_fork)
+
+
+def slices_of_a_preempted_group_are_kept(monkeypatch):
+    monkeypatch.setattr(SchedulerOutput, "drop", lambda self, unit: None)
+
+
+def group_admitted_into_too_few_slots(monkeypatch):
+    monkeypatch.setattr(Request, "unit", property(lambda self: (self,)))
+
+
+def beam_is_scheduled_before_its_siblings_have_reported(monkeypatch):
+    whole = BeamGroup.report
+
+    def report(self, request, candidates):
+        complete = whole(self, request, candidates)
+        request.held = False
+        request.token_ids.append(candidates[0].token_id)
+        return complete
+
+    monkeypatch.setattr(BeamGroup, "report", report)
+
+
+def reports_are_taken_for_those_of_a_sibling(monkeypatch):
+    whole = BeamGroup.advance
+
+    def advance(self, tables):
+        self._reports = dict(zip(self._reports, reversed(self._reports.values()), strict=True))
+        whole(self, tables)
+
+    monkeypatch.setattr(BeamGroup, "advance", advance)
+
+
 FAULTS = [
     rejected_drafts_count_as_computed,
     rejected_drafts_keep_their_blocks,
@@ -330,6 +479,20 @@ FAULTS = [
     decode_of_the_last_token_is_scheduled,
     preemption_while_a_step_is_in_flight,
     progress_is_only_noted_when_a_step_is_read,
+    beam_does_not_count_as_holder_of_its_parents_blocks,
+    part_filled_block_of_the_parent_is_not_adopted,
+    part_filled_block_of_the_parent_is_written_uncopied,
+    hash_chain_is_not_adopted,
+    hash_chain_is_shared_with_the_parent,
+    given_up_blocks_are_freed_twice,
+    given_up_blocks_are_not_freed,
+    beams_stay_held_after_a_preemption,
+    resumed_beam_shares_one_token_too_many,
+    resumed_beam_does_not_wait_for_its_sibling,
+    slices_of_a_preempted_group_are_kept,
+    group_admitted_into_too_few_slots,
+    beam_is_scheduled_before_its_siblings_have_reported,
+    reports_are_taken_for_those_of_a_sibling,
 ]
 
 

@@ -27,6 +27,7 @@ KINDS = {
     "logprobs": GREEDY.replace(logprobs=3, prompt_logprobs=2),
     "one token": GREEDY.replace(max_tokens=1),
     "parallel samples": GREEDY.replace(temperature=1.0, seed=9, n=3),
+    "beams": GREEDY.replace(beam_width=3, ignore_eos=False, stop_token_ids=tuple(range(0, 200, 7)), logprobs=1),
 }
 
 
@@ -67,7 +68,7 @@ def test_results_are_those_of_one_step_at_a_time(make_engine, kind):
         {"kv_cache": "none"},
         {"batching": "static", "max_num_seqs": 3},
         {"sliding_window": 6, "max_num_batched_tokens": 5},
-        {"prefix_caching": False, "block_size": 1},
+        {"prefix_caching": False, "block_size": 1, "num_kv_blocks": 128},
     ],
     ids=str,
 )
@@ -108,11 +109,11 @@ def test_every_decode_is_launched_before_its_token_is_read(make_engine, monkeypa
     assert watch.num_pending == [0] + [1] * (GREEDY.max_tokens - 1), "and nothing is launched for the last token"
 
 
-@pytest.mark.parametrize("kind", ["repetition penalty", "presence penalty", "frequency penalty"])
+@pytest.mark.parametrize("kind", ["repetition penalty", "presence penalty", "frequency penalty", "beams"])
 def test_a_request_whose_draw_depends_on_its_tokens_waits_for_them(make_engine, monkeypatch, kind):
     engine = one_ahead(make_engine())
     watch = Watch(engine, monkeypatch)
-    engine.generate("Hello", KINDS[kind])
+    engine.generate("Hello", KINDS[kind].replace(stop_token_ids=()))
     assert watch.num_pending == [0] * GREEDY.max_tokens
 
 
@@ -137,7 +138,7 @@ def test_a_token_counts_as_received_when_it_is_read(make_engine):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["greedy", "sampled", "min_tokens", "bias"])
+@pytest.mark.parametrize("kind", ["greedy", "sampled", "min_tokens", "bias", "beams"])
 def test_on_a_gpu_a_launch_waits_for_nothing(make_engine, monkeypatch, kind):
     engine = make_engine(device="cuda", dtype="float32")
     engine.generate(TEXTS, KINDS[kind])  # compiles and records what there is to compile and record

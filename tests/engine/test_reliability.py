@@ -47,7 +47,9 @@ def test_two_hundred_threads_submitting_and_cancelling_leave_nothing_behind(make
     def user(number: int) -> None:
         rng = random.Random(number)
         try:
-            params = SamplingParams(max_tokens=rng.randint(1, 20), seed=number, n=rng.choice([1, 1, 2]), temperature=1)
+            params = SamplingParams(max_tokens=rng.randint(1, 20), seed=number, n=rng.choice([1, 1, 2]))
+            if number % 5 == 0:
+                params = params.replace(beam_width=rng.choice([2, 3]), max_tokens=rng.randint(1, 10))
             handle = engine.submit("Hello " * rng.randint(1, 5), params)
             behaviour = rng.choice(["wait", "cancel now", "cancel later", "read one", "cancel twice"])
             if behaviour == "cancel now":
@@ -162,6 +164,7 @@ def test_aborting_in_any_phase_frees_everything(make_engine):
     prompt = "a prompt that takes many small steps to read"
     for delay in (0, 0.002, 0.01, 0.03, 0.1):
         handles = [engine.submit(prompt, SamplingParams(max_tokens=60, ignore_eos=True, n=2)) for _ in range(3)]
+        handles.append(engine.submit(prompt, SamplingParams(max_tokens=20, beam_width=2, ignore_eos=True)))
         time.sleep(delay)
         for handle in handles:
             handle.cancel()

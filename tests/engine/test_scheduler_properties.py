@@ -1,9 +1,13 @@
 """Random arrivals, budgets, pools and aborts: the rules of the step loop hold after every step."""
 
+import itertools
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from playground.engine.block_tables import BlockTables
 from playground.engine.scheduler import SchedulerConfig
 from tests.engine.simulation import VOCABULARY, Arrival, Simulation
 
@@ -11,7 +15,7 @@ prompts = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=14)
 
 
 @st.composite
-def arrival_lists(draw: st.DrawFn) -> list[Arrival]:
+def arrival_lists(draw: st.DrawFn, widths: Sequence[int] = (1, 1, 1, 2, 3, 4)) -> list[Arrival]:
     stems = draw(st.lists(prompts, min_size=1, max_size=3))  # few stems: duplicate prefixes are the rule
     return [
         Arrival(
@@ -24,6 +28,8 @@ def arrival_lists(draw: st.DrawFn) -> list[Arrival]:
             stop_after=draw(st.none() | st.integers(1, 6)),
             num_drafts=draw(st.sampled_from([0, 0, 1, 2, 5])),
             drafts_every=draw(st.sampled_from([1, 1, 3])),
+            beam_width=draw(st.sampled_from(widths)),
+            ending=draw(st.sampled_from([frozenset(), frozenset({1})])),
         )
         for _ in range(draw(st.integers(1, 8)))
     ]
@@ -44,6 +50,16 @@ pools = st.fixed_dictionaries(
 @given(arrival_lists(), pools, st.integers(1, 24), st.integers(1, 6))
 def test_every_rule_holds_with_chunked_prefill_and_continuous_batching(arrivals, pool, budget, max_num_seqs):
     Simulation(SchedulerConfig(max_num_seqs, budget), **pool).run(arrivals)
+
+
+@settings(max_examples=250, deadline=None)
+@given(arrival_lists(widths=[1, 2, 3, 3]), pools, st.integers(0, 2), st.integers(2, 24), st.integers(3, 20))
+def test_every_rule_holds_for_beams_in_a_pool_that_is_barely_large_enough(arrivals, pool, spare, budget, max_num_seqs):
+    arrivals = [arrival.growing() for arrival in arrivals * 2]
+    config = SchedulerConfig(max_num_seqs, budget)
+    needs = Simulation(config, **{**pool, "num_blocks": 1000}).blocks_needed
+    simulation = Simulation(config, **{**pool, "num_blocks": max(map(needs, arrivals)) + spare})
+    simulation.run(arrivals)
 
 
 @settings(max_examples=200, deadline=None)
@@ -172,4 +188,49 @@ def test_a_windowed_request_never_holds_more_blocks_than_its_window_needs():
     arrival = Arrival(0, [0, 1, 2] * 10, 20)
     assert simulation.fits(arrival), "fifty tokens pass through six blocks of two"
     simulation.run([arrival])
-    assert simulation.requests[0].kv_blocks_peak <= 4
+    assert simulation.requests[0].holdings.peak <= 4
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 4])
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_a_search_may_lose_its_blocks_after_any_step(window, prefix_caching, monkeypatch):
+    apart = []
+    take = BlockTables.take
+
+    def watched(self, request, hit):
+        apart.append(request is not request.unit[0])
+        take(self, request, hit)
+
+    monkeypatch.setattr(BlockTables, "take", watched)
+    for prompt, budget, when in itertools.product(([0, 1, 2, 0, 1], [1, 0, 0, 2, 1, 1]), (1, 2, 3, 16), range(1, 30)):
+        shape = {"block_size": 2, "window": window, "prefix_caching": prefix_caching}
+        simulation = Simulation(SchedulerConfig(3, budget), num_blocks=40, **shape)
+        beams = simulation.add(Arrival(0, prompt, 8, beam_width=3))
+        while simulation.steps < when and not beams[0].finished:
+            simulation.step()
+        if not beams[0].finished:
+            simulation.scheduler._preempt(beams[0].unit)
+        simulation.run([])
+        assert beams[0].num_preemptions == (when < simulation.steps)
+    assert any(apart) == (window is not None), (
+        "only where a window lets go of blocks does a beam start without a sibling"
+    )
+
+
+def test_a_resumed_search_computes_what_its_beams_have_in_common_once():
+    simulation = Simulation(SchedulerConfig(4, 64), num_blocks=60, block_size=2, prefix_caching=False)
+    beams = simulation.add(Arrival(0, [0, 1, 2, 0, 1, 1, 2], 9, beam_width=3))
+    for _ in range(6):
+        simulation.step()
+    before = beams[0].holdings.num_distinct
+    simulation.scheduler._preempt(beams[0].unit)
+    num_run = 0
+    while any(request.num_computed_tokens < request.num_tokens for request in beams):
+        output = simulation.scheduler.schedule()
+        num_run += output.num_tokens
+        simulation.run_on_device(output)
+        simulation.scheduler.advance(output)
+        simulation.scheduler.update(output, {})
+    distinct = {tuple(request.token_ids[: i + 1]) for request in beams for i in range(request.num_tokens)}
+    assert num_run == len(distinct), "each token once, wherever beams have it in common"
+    assert beams[0].holdings.num_distinct <= before + len(beams), "and in as many blocks as before, a copy each apart"

@@ -21,7 +21,7 @@ from playground.engine.speculation.proposal import Outcome, Proposal, match
 
 
 @dataclass(frozen=True)
-class Candidate:
+class DraftedRow:
     """One request with drafts, as verification sees it."""
 
     row: SamplingRow
@@ -35,7 +35,7 @@ class Candidate:
 
 
 def match_drafts(
-    sampler: Sampler, logits: Tensor, candidates: Sequence[Candidate], proposal: Proposal
+    sampler: Sampler, logits: Tensor, candidates: Sequence[DraftedRow], proposal: Proposal
 ) -> Callable[[], list[Outcome]]:
     """The target draws after every draft; returns a function that waits for that and tells the outcomes."""
     drawn = sampler.draw(_rows_of(logits, candidates), sampling_rows(candidates, proposal))
@@ -56,7 +56,7 @@ def match_drafts(
 
 
 def reject_drafts(
-    sampler: Sampler, logits: Tensor, candidates: Sequence[Candidate], proposal: Proposal
+    sampler: Sampler, logits: Tensor, candidates: Sequence[DraftedRow], proposal: Proposal
 ) -> Callable[[], list[Outcome]]:
     """Keeps drafts by p / q; returns a function that waits for that and tells the outcomes."""
     rows = sampling_rows(candidates, proposal)
@@ -107,7 +107,7 @@ def reject_drafts(
     return resolve
 
 
-def sampling_rows(candidates: Sequence[Candidate], proposal: Proposal) -> list[SamplingRow]:
+def sampling_rows(candidates: Sequence[DraftedRow], proposal: Proposal) -> list[SamplingRow]:
     """The row of every draw: what stands before it includes the drafts on its path."""
     rows = []
     for one in candidates:
@@ -134,7 +134,7 @@ def cut_at_end(tokens: list[SampledToken], row: SamplingRow) -> list[SampledToke
     return tokens
 
 
-def _outcome(one: Candidate, kept: list[SampledToken], draft_ids: list[int], path: list[int]) -> Outcome:
+def _outcome(one: DraftedRow, kept: list[SampledToken], draft_ids: list[int], path: list[int]) -> Outcome:
     failed = next((i for i, token in enumerate(kept) if token.error is not None), None)
     tokens = cut_at_end(kept if failed is None else kept[: failed + 1], one.row)
     depth = max(len(path) for path in one.paths)
@@ -146,14 +146,14 @@ def _rows_on(path: list[int]) -> list[int]:
     return [0, *(draft + 1 for draft in path)]
 
 
-def _rows_of(logits: Tensor, candidates: Sequence[Candidate]) -> Tensor:
+def _rows_of(logits: Tensor, candidates: Sequence[DraftedRow]) -> Tensor:
     rows = [one.first + i for one in candidates for i in range(len(one.paths))]
     if rows == list(range(len(logits))):
         return logits
     return logits.index_select(0, to_device(torch.tensor(rows), logits.device))
 
 
-def _tokens(one: Candidate, ids: list[float], errors: list[str | None]) -> list[SampledToken]:
+def _tokens(one: DraftedRow, ids: list[float], errors: list[str | None]) -> list[SampledToken]:
     """One token for each row on the path; the first that could not be drawn is the last."""
     tokens: list[SampledToken] = []
     for token_id, error in zip(ids, errors, strict=False):
@@ -172,7 +172,7 @@ def _words(values: Sequence[int], device: torch.device) -> Tensor:
     return to_device(torch.tensor(list(values), dtype=torch.int64), device)
 
 
-def _parents(candidates: Sequence[Candidate], proposal: Proposal, most: int, device: torch.device) -> Tensor | None:
+def _parents(candidates: Sequence[DraftedRow], proposal: Proposal, most: int, device: torch.device) -> Tensor | None:
     if proposal.parents is None:
         return None
     rows = [proposal.parents[one.place] for one in candidates]
