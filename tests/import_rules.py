@@ -26,7 +26,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 )
 RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
-TORCH_FREE = tuple(f"playground.engine.{name}" for name in ("request", "block_pool", "block_tables", "scheduler"))
+TORCH_FREE = tuple(
+    f"playground.engine.{name}" for name in ("request", "block_pool", "block_tables", "host_tier", "pins", "scheduler")
+)
 
 # Heavy or optional libraries, and the only parts that may import them.
 RESERVED = {

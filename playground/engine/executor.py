@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from kernels.host import to_device
+from playground.engine.host_memory import HostMemory
 from playground.engine.outputs import TokenLogprob
 from playground.engine.sampler import DrawnTokens, SampledToken, Sampler, SamplingRow
 from playground.engine.scheduler import ScheduledRequest, SchedulerOutput
@@ -96,9 +97,11 @@ class Executor:
         *,
         block_size: int,
         eos_token_ids: frozenset[int],
+        host_memory: HostMemory | None = None,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
+        self.host_memory = host_memory
         self.sampler = sampler
         self.block_size = block_size
         self.eos_token_ids = eos_token_ids

@@ -76,6 +76,7 @@ class SampleTracker:
             num_prompt_tokens=self.request.num_prompt_tokens,
             num_output_tokens=len(self.detokenizer.token_ids),
             num_cached_tokens=self.request.num_cached_tokens,
+            num_cache_write_tokens=self.request.num_cache_write_tokens,
             num_preemptions=self.request.num_preemptions,
             kv_blocks_peak=self.request.kv_blocks_peak,
             queue_time=_since(arrival, self.scheduled_ns),
