@@ -60,6 +60,9 @@ def generate(
     ignore_eos: Annotated[bool | None, typer.Option("--ignore-eos", help="Go on to --max-tokens.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = None,
+    prefix_cache_dir: Annotated[
+        str | None, typer.Option(help="Folder that keeps computed prefixes from one run to the next.")
+    ] = None,
     switches: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Any other engine switch, e.g. --set kv_cache=none."),
@@ -82,7 +85,8 @@ def generate(
         raise ConfigError("--system needs --chat: only a chat template has a place for a system prompt.")
     if prompt == "-":
         prompt = read_stdin()
-    config = {**parse_switches(switches or []), **given(model=model, device=device, dtype=dtype)}
+    options = given(model=model, device=device, dtype=dtype, prefix_cache_dir=prefix_cache_dir)
+    config = {**parse_switches(switches or []), **options}
 
     from playground import Engine, EngineConfig, SamplingParams
 

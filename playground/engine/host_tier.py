@@ -95,7 +95,9 @@ class HostTier:
     def find(self, key: BlockKey) -> bool:
         """Whether the block can be restored now; one that is on disk is read for it."""
         held = self._held.get(key)
-        if held is not None and self._expired(held) and key not in self._touched:
+        if held is not None and self._expired(held):
+            if key in self._touched:
+                return False
             self._drop(key)
             held = None
         if held is None and not self._load(key):

@@ -67,6 +67,7 @@ class Arrival:
     """Steps after arrival at which the caller goes away."""
     salt: str | None = None
     n: int = 1
+    breakpoints: tuple[int, ...] | None = None
     stop_after: int | None = None
     """Output tokens after which a stop string ends it, which nobody can know before they are read."""
 
@@ -94,9 +95,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         if not self.config.recompute:
-            self.tables = BlockTables(
-                self.num_blocks, self.block_size, prefix_caching=self.prefix_caching, window=self.window
-            )
+            self.tables = self.make_tables()
         self.scheduler = Scheduler(self.config, self.tables)
         self.memory: dict[tuple[int, int], tuple[int, int]] = {}  # (block, offset) -> (content, token id)
         self.requests: list[Request] = []
@@ -105,13 +104,16 @@ class Simulation:
         self.in_flight: InFlight | None = None
         self.num_surplus = 0
 
+    def make_tables(self) -> BlockTables:
+        return BlockTables(self.num_blocks, self.block_size, prefix_caching=self.prefix_caching, window=self.window)
+
     # Running
 
     def add(self, arrival: Arrival) -> list[Request]:
         first: Request | None = None
         made = []
         for index in range(arrival.n):
-            params = SamplingParams(max_tokens=arrival.num_output, cache_salt=arrival.salt)
+            params = self.params_of(arrival)
             total = len(arrival.prompt) + arrival.num_output
             request = Request(len(self.requests) + 1, list(arrival.prompt), params, index, total, fork_of=first)
             first = first or request
@@ -122,6 +124,11 @@ class Simulation:
             self.scheduler.add(request)
             made.append(request)
         return made
+
+    def params_of(self, arrival: Arrival) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=arrival.num_output, cache_salt=arrival.salt, cache_breakpoints=arrival.breakpoints
+        )
 
     def fits(self, arrival: Arrival) -> bool:
         """The check that `Engine.submit` makes."""
@@ -150,7 +157,7 @@ class Simulation:
     def step(self) -> None:
         """One step as `EngineCore` makes it: with overlap, the step before is read after this one is launched."""
         before = self.in_flight
-        output = self.scheduler.schedule(may_preempt=before is None)
+        output = self.schedule(may_preempt=before is None)
         self.check_decision(output)
         check(not (before and output.preempted), "nobody loses blocks that a step in flight still writes")
         if output.scheduled:
@@ -165,6 +172,9 @@ class Simulation:
         self.steps += 1
         self.num_copies += len(output.copies)
         self.check_blocks()
+
+    def schedule(self, *, may_preempt: bool) -> SchedulerOutput:
+        return self.scheduler.schedule(may_preempt=may_preempt)
 
     def run_on_device(self, output: SchedulerOutput) -> dict[int, int]:
         """Copies, reads, writes and draws of a step, with the tokens that the device knows."""
