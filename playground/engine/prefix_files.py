@@ -174,7 +174,8 @@ class PrefixFiles:
             except (_Refused, OSError) as error:
                 logger.warning("prefix cache: ignored %s: %s; delete it", shorten(str(file), 200), error)
         for kind, count in foreign.items():
-            logger.warning("prefix cache: ignored %d files %s in %s", count, kind, self._folder)
+            files = "1 file" if count == 1 else f"{count} files"
+            logger.warning("prefix cache: ignored %s %s in %s", files, kind, self._folder)
 
     def _note(self, file: Path, blocks: list[tuple[BlockKey, _Place]]) -> None:
         """Offer a file's blocks; a file whose time to live is over is deleted."""

@@ -198,7 +198,9 @@ class CacheSimulation(Simulation):
             for key, block_id in zip(keys, request.block_table[: request.num_found_blocks], strict=False):
                 fresh = self.steps - self.used_at.get(key, self.steps) <= self.ttl or key in (self.files or ())
                 check(fresh or block_id == 0 or key in self.kept, "nothing is found after its time")
-        used = {key for r in self.scheduler.running for key in self.tables.prefix_keys(r.token_ids, r.params.cache_salt)}
+        used = {
+            key for r in self.scheduler.running for key in self.tables.prefix_keys(r.token_ids, r.params.cache_salt)
+        }
         for key in used | self.kept:
             self.used_at[key] = self.steps + 1  # whoever ends before the next step lets go of it then
 

@@ -1,4 +1,4 @@
-"""The prefix cache as its user meets it: the same tokens from every tier, pins, counts, failures, nothing left behind."""
+"""The prefix cache as its user meets it: equal tokens from every tier, pins, counts, failures, nothing left behind."""
 
 import functools
 import math
@@ -245,7 +245,7 @@ def test_a_prefix_that_cannot_be_computed_is_not_pinned(make_engine):
     weights = engine._core.executor.model.weights
     weights.embed = weights.embed.clone()
     weights.embed[engine.tokenizer("~").input_ids[0]] = math.nan
-    with pytest.raises(RequestError, match="could not be computed: .*NaN"):
+    with pytest.raises(RequestError, match=r"could not be computed: .*NaN"):
         engine.pin_prefix(SYSTEM + "~~~~" + SYSTEM)
     wait_for_stats(engine, lambda stats: stats.kv_blocks_pinned == 0)
     assert engine.pinned_prefixes() == [] and engine.stats().kv_blocks_in_use == 0
