@@ -297,16 +297,18 @@ class PrefixFiles:
                 if _OWN_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                     status = entry.stat(follow_symlinks=False)
                     files.append((status.st_mtime_ns, entry.name, status.st_size))
+        if sum(size for _, _, size in files) <= self._limit_bytes:
+            return
+        files = [entry for entry in sorted(files) if _is_ours(self._folder / entry[1])]
         excess = sum(size for _, _, size in files) - self._limit_bytes
-        for _, name, size in sorted(files):
+        for _, name, size in files:
             if excess <= 0:
                 return
             file = self._folder / name
-            if _is_ours(file):
-                file.unlink(missing_ok=True)
-                self._files.discard(file)
-                self._places = {key: place for key, place in self._places.items() if place.file != file}
-                excess -= size
+            file.unlink(missing_ok=True)
+            self._files.discard(file)
+            self._places = {key: place for key, place in self._places.items() if place.file != file}
+            excess -= size
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -396,15 +396,18 @@ def test_a_transfer_that_fails_costs_its_step_and_nothing_is_found_of_it(
 ):
     engine = make_either_engine(prefix_cache_max_blocks=0, prefix_cache_host_memory=1 << 20)
     assert tokens(engine) == expected()
-    whole, calls = HostMemory.carry_out, []
+    whole, faults = HostMemory.carry_out, [RuntimeError("injected")]
 
     def failing(self, transfers, kv_cache):
-        calls.append(1)
-        if len(calls) == 1:
-            raise RuntimeError("injected")
+        if faults:
+            raise faults.pop()
         whole(self, transfers, kv_cache)
 
     monkeypatch.setattr(HostMemory, "carry_out", failing)
+    with pytest.raises(RequestError, match="injected"):
+        engine.pin_prefix(SYSTEM)
+    assert [tokens(engine) for _ in range(2)] == [expected()] * 2
+    faults.append(RuntimeError("injected"))
     failed = engine.generate(PROMPTS, GREEDY)
     assert {result.finish_reason for result in failed} <= {"error", "length"}
     assert any("injected" in (result.error or "") for result in failed)

@@ -277,6 +277,7 @@ def test_a_damaged_file_is_ignored_with_a_warning(open_files, memory, tmp_path, 
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and "ignored" in record.message and "delete it" in record.message
     assert len(record.message) < 400 and "\n" not in record.message
+    assert ("too large" in record.message) == (damage == "a header of 20 megabytes")
     assert len(files) == 0
     assert files.write(blocks(memory, chain(3))) == 3
     assert found(open_files(), memory, chain(3)) == [True] * 3, "the cache goes on beside it"
@@ -326,7 +327,7 @@ def test_names_links_and_strangers_in_the_folder_are_left_alone(open_files, memo
     for name in strange:
         (folder / name).write_bytes(b"x")
     save_file({"weight": torch.zeros(3)}, folder / "model.safetensors")
-    save_file({"weight": torch.zeros(3)}, folder / "aaaaaaaaaaaaaaaa.safetensors", {"format": "pt"})
+    save_file({"weight": torch.zeros(3000)}, folder / "aaaaaaaaaaaaaaaa.safetensors", {"format": "pt"})
     before = sorted(os.listdir(folder))
     files = open_files(limit_bytes=2000 + memory.block_bytes)
     assert len(files) == 0
@@ -432,6 +433,14 @@ def test_a_restarted_engine_finds_its_prefixes_and_says_the_same(engine_of, capl
     with engine_of(prefix_cache_max_blocks=0, prefix_cache_host_memory=9 * 2048) as engine:
         assert run(engine)[0] == run(engine)[0] == expected
     assert not caplog.records
+
+
+def test_what_was_evicted_last_is_carried_out_before_it_is_written(engine_of):
+    with engine_of(prefix_cache_max_blocks=0, prefix_cache_host_memory=1 << 20) as engine:
+        expected, _ = run(engine)
+    with engine_of() as engine:
+        tokens, cached = run(engine)
+        assert tokens == expected and cached > len(SYSTEM)
 
 
 def test_requests_that_run_while_the_engine_closes_do_not_cost_their_prefix(engine_of):
