@@ -8,7 +8,15 @@ Importing this package loads no model, touches no GPU and opens no connection; `
 from typing import TYPE_CHECKING, Any
 
 from playground.config import EngineConfig, QuantizationConfig, SpeculationConfig
-from playground.engine.outputs import Delta, EngineStats, Generation, RequestMetrics, Sample, TokenLogprob
+from playground.engine.outputs import (
+    Delta,
+    EngineStats,
+    Generation,
+    PinnedPrefix,
+    RequestMetrics,
+    Sample,
+    TokenLogprob,
+)
 from playground.errors import ConfigError, ModelLoadError, PlaygroundError, RequestError
 from playground.sampling_params import SamplingParams
 
@@ -25,6 +33,7 @@ __all__ = [
     "EngineStats",
     "Generation",
     "ModelLoadError",
+    "PinnedPrefix",
     "PlaygroundError",
     "QuantizationConfig",
     "RequestError",

@@ -67,6 +67,9 @@ def generate(
     draft_tokens: Annotated[
         str | None, typer.Option(metavar="K", help='Drafts verified at once, or "auto", with --speculation.')
     ] = None,
+    prefix_cache_dir: Annotated[
+        str | None, typer.Option(help="Folder that keeps computed prefixes from one run to the next.")
+    ] = None,
     switches: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,7 +102,7 @@ def generate(
         switches = [f"speculation.method={speculation}", *(switches or [])]
     if draft_tokens is not None:
         switches = [f"speculation.num_tokens={draft_tokens}", *(switches or [])]
-    options = given(model=model, draft_model=draft_model, device=device, dtype=dtype)
+    options = given(model=model, draft_model=draft_model, device=device, dtype=dtype, prefix_cache_dir=prefix_cache_dir)
     config = {**parse_switches(switches or []), **options}
 
     from playground import Engine, EngineConfig, SamplingParams

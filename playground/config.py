@@ -103,6 +103,19 @@ class EngineConfig(Validated):
     chunked_prefill: bool = Field(True, description="True or False")
     prefix_caching: bool = Field(True, description="True or False")
     prefix_cache_ttl: float | None = Field(None, gt=0, description="None (no limit) or seconds above 0")
+    prefix_cache_max_blocks: int | None = Field(
+        None, ge=0, description="None (no limit) or the KV blocks that may stay cached while nobody uses them"
+    )
+    prefix_cache_max_pinned: float = Field(
+        0.5, ge=0, le=1, description="the share of the KV blocks that pinned prefixes may hold, from 0 to 1"
+    )
+    prefix_cache_host_memory: int | None = Field(
+        None, ge=0, description="None or 0 (off), or bytes of host memory for blocks that the pool has evicted"
+    )
+    prefix_cache_dir: str | None = Field(
+        None, min_length=1, description="None (off) or a folder that keeps the prefix cache across restarts"
+    )
+    prefix_cache_dir_limit: int = Field(2**30, ge=1, description="bytes that prefix_cache_dir may hold, at least 1")
     sliding_window: int | None = Field(None, ge=1, description="None (the model's own) or at least 1")
     quantization: QuantizationConfig | str | None = Field(None, description="None or a QuantizationConfig")
     speculation: SpeculationConfig | None = Field(None, description="None or a SpeculationConfig")
@@ -140,6 +153,9 @@ class EngineConfig(Validated):
             raise ValueError("num_kv_blocks has no meaning with kv_cache='none', which keeps no KV: leave it out.")
         if self.kv_cache != "paged" and "prefix_caching" in self.model_fields_set and self.prefix_caching:
             raise ValueError(f"prefix_caching needs kv_cache='paged', not {self.kv_cache!r}: turn one of them off.")
+        tiers = [name for name in ("prefix_cache_host_memory", "prefix_cache_dir") if getattr(self, name)]
+        if tiers and (self.kv_cache != "paged" or not self.prefix_caching):
+            raise ValueError(f"{tiers[0]} needs prefix_caching and kv_cache='paged': turn both on or leave it out.")
         return self
 
     def resolved(self, **changes: Any) -> "EngineConfig":

@@ -18,6 +18,7 @@ MAX_STOP_CHARS = 1024
 MAX_LOGPROBS = 100
 MAX_LENGTH_PENALTY = 50
 """A length of `MAX_TOKENS_LIMIT` to this power is still a float."""
+MAX_CACHE_BREAKPOINTS = 16
 SEED_LIMIT = 2**63
 
 
@@ -68,6 +69,13 @@ class SamplingParams(Validated):
         None, ge=0, le=MAX_LOGPROBS, description=f"None or a whole number from 0 to {MAX_LOGPROBS}"
     )
     cache_salt: str | None = Field(None, max_length=256, description="None or a string of at most 256 characters")
+    cache_breakpoints: tuple[int, ...] | None = Field(
+        None, description=f"None (automatic) or up to {MAX_CACHE_BREAKPOINTS} prompt positions, each at least 1"
+    )
+    """Positions of the prompt up to which its prefix is written to the prefix cache, rounded down to whole KV blocks.
+
+    None writes every full block, the reply's too; an empty tuple writes nothing. Reading is not affected.
+    """
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -98,6 +106,21 @@ class SamplingParams(Validated):
         if not value and info.field_name == "allowed_token_ids":
             raise ValueError("allowed_token_ids is empty, so no token could ever be drawn: give ids, or None for all.")
         return tuple(value)
+
+    @field_validator("cache_breakpoints", mode="before")
+    @classmethod
+    def _breakpoints(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        whole = isinstance(value, list | tuple) and all(isinstance(p, int) and not isinstance(p, bool) for p in value)
+        if not whole or any(not 1 <= position < 2**31 for position in value):
+            raise ValueError(
+                f"cache_breakpoints={shorten(value)} is not allowed: give None, or a list of positions in the prompt, "
+                "whole numbers from 1."
+            )
+        if len(value) > MAX_CACHE_BREAKPOINTS:
+            raise ValueError(f"cache_breakpoints has {len(value)} positions: give at most {MAX_CACHE_BREAKPOINTS}.")
+        return tuple(sorted(set(value)))
 
     @field_validator("logit_bias", mode="before")
     @classmethod

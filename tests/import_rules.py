@@ -29,7 +29,17 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 TORCH_FREE = (
     *(
         f"playground.engine.{name}"
-        for name in ("request", "holdings", "beam_search", "beam_group", "block_pool", "block_tables", "scheduler")
+        for name in (
+            "request",
+            "holdings",
+            "beam_search",
+            "beam_group",
+            "block_pool",
+            "block_tables",
+            "host_tier",
+            "pins",
+            "scheduler",
+        )
     ),
     *(f"playground.engine.speculation.{name}" for name in ("lookup", "ngram", "suffix", "suffix_automaton")),
 )

@@ -15,7 +15,10 @@ from typing import NamedTuple
 from playground.engine.beam_search import Candidate, Hypothesis
 from playground.engine.events import Event, EventStream, RequestEvent, RequestState, ScheduledSlice, StepEvent
 from playground.engine.executor import Executor, InFlightStep, StepResult
+from playground.engine.host_tier import Transfer
 from playground.engine.outputs import EngineStats, FinishReason
+from playground.engine.pins import PinnedPrefixes
+from playground.engine.prefix_cache import LowerTiers, prefix_stats
 from playground.engine.request import RequestStatus
 from playground.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
 from playground.engine.speculation.controller import StepCost
@@ -59,6 +62,7 @@ class EngineCore:
         base_stats: EngineStats,
         *,
         overlap: bool = False,
+        pins: PinnedPrefixes | None = None,
     ) -> None:
         """`base_stats` carries the constants (block size and count, memory) that every snapshot repeats.
 
@@ -66,6 +70,7 @@ class EngineCore:
         work is done. Outputs are the same either way.
         """
         self.scheduler = scheduler
+        self.pins = pins or PinnedPrefixes(scheduler)
         self.executor = executor
         self.events = events
         self.overlap = overlap
@@ -110,6 +115,15 @@ class EngineCore:
         self._publish_stats()
         self._flush_events()
 
+    def write_prefix_cache(self, tiers: LowerTiers) -> None:
+        """Have what is cached now written to disk, if there is a place for it."""
+        tables, kv_cache = self.scheduler.tables, self.executor.kv_cache
+        if tables is None or kv_cache is None:
+            return
+        self._collect_all()
+        self._carry_out(tables.drain_transfers())
+        tiers.write_to_disk(tables.pool, kv_cache)
+
     # One step
 
     def step(self) -> None:
@@ -126,7 +140,9 @@ class EngineCore:
         tables = self.scheduler.tables
         if tables is not None:
             tables.recording = self.events.active
+        self.pins.expire()
         output = self.scheduler.schedule(may_preempt=not self._in_flight)
+        self._carry_out(output.transfers)
         scheduled_at = time.perf_counter_ns()
         self._note_admissions(output, scheduled_at)
         if not output.scheduled:
@@ -143,6 +159,18 @@ class EngineCore:
         stays = self.overlap and not (self._suspects or work.errors or output.out_of_blocks)
         while len(self._in_flight) > (1 if stays else 0):
             self._collect_oldest()
+
+    def _carry_out(self, transfers: Sequence[Transfer]) -> None:
+        """Copy blocks from and to host memory before anything that is launched later can overwrite them."""
+        if not transfers:
+            return
+        tables, memory, kv_cache = self.scheduler.tables, self.executor.host_memory, self.executor.kv_cache
+        assert tables is not None and memory is not None and kv_cache is not None, "only a host tier asks for this"
+        try:
+            memory.carry_out(transfers, kv_cache)
+        except Exception:
+            tables.distrust(transfers)
+            raise
 
     def _needs_ids(self) -> bool:
         """Whether a request with a token on its way must know it before its next draw."""
@@ -362,6 +390,7 @@ class EngineCore:
             request.num_prompt_tokens,
             request.num_cached_tokens,
             request.num_output_tokens,
+            request.num_cache_write_tokens,
         )
         self._pending.append(event)
 
@@ -444,6 +473,7 @@ class EngineCore:
             memory_weights_bytes=base.memory_weights_bytes,
             memory_kv_bytes=base.memory_kv_bytes,
             steps=self._num_steps,
+            **prefix_stats(scheduler),
         )
 
     def stats(self) -> EngineStats:

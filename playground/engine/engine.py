@@ -7,8 +7,10 @@ import ctypes
 import gc
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 
@@ -25,7 +27,9 @@ from playground.engine.executor import Executor
 from playground.engine.handle import GenerationHandle
 from playground.engine.holdings import Holdings
 from playground.engine.loop import CLOSED, EngineLoop
-from playground.engine.outputs import Delta, EngineStats, Generation
+from playground.engine.outputs import Delta, EngineStats, Generation, PinnedPrefix
+from playground.engine.pins import PinnedPrefixes
+from playground.engine.prefix_cache import LowerTiers
 from playground.engine.prompts import PromptReader
 from playground.engine.request import Request
 from playground.engine.resolve import (
@@ -107,16 +111,20 @@ class Engine:
         config = self.config
         block_size, num_blocks = self._block_layout()
         tables = kv_cache = None
+        self._lower_tiers = LowerTiers()
         if config.kv_cache != "none":
             kv_dtype = getattr(torch, config.kv_cache_dtype)
             kv_cache = KVCache(loaded.config, num_blocks + 1, block_size, kv_dtype, device)  # one more: the null block
+            self._lower_tiers = LowerTiers.of(config, kv_cache)
             tables = BlockTables(
                 num_blocks,
                 block_size,
                 prefix_caching=config.prefix_caching,
                 ttl=config.prefix_cache_ttl,
+                max_cached=config.prefix_cache_max_blocks,
                 window=config.sliding_window if config.kv_cache == "paged" else None,
-                namespace=f"{config.model}|{config.kv_cache_dtype}",
+                namespace=self._lower_tiers.namespace,
+                tier=self._lower_tiers.tier,
             )
         assert config.max_num_batched_tokens is not None
         limits = SchedulerConfig(
@@ -139,7 +147,9 @@ class Engine:
             block_size=block_size,
             eos_token_ids=self._eos_token_ids,
             speculator=speculator,
+            host_memory=self._lower_tiers.memory,
         )
+        self._pins = PinnedPrefixes(self._scheduler, config.prefix_cache_max_pinned)
         draft_kv = speculator.own_kv_cache if speculator is not None else None
         base_stats = EngineStats(
             kv_blocks_total=num_blocks,
@@ -149,7 +159,8 @@ class Engine:
             memory_kv_bytes=sum(cache.nbytes for cache in (kv_cache, draft_kv) if cache is not None),
         )
         # On the CPU a launch is the work itself, so that there is nothing to overlap with.
-        return EngineCore(self._scheduler, executor, self.events, base_stats, overlap=device.type == "cuda")
+        overlap = device.type == "cuda"
+        return EngineCore(self._scheduler, executor, self.events, base_stats, overlap=overlap, pins=self._pins)
 
     def _stepper(self, model: Decoder, kv_cache: KVCache | None) -> Decoder | DecodeGraphs:
         """What runs the steps: the model itself, or recordings of its decode steps."""
@@ -190,9 +201,14 @@ class Engine:
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params is a {type(params).__name__}: give a SamplingParams.")
         token_ids = self._prompts.read(prompt)
-        self._prompts.check_params(params)
+        self._prompts.check_params(params, len(token_ids))
         max_total_tokens = min(len(token_ids) + params.max_tokens, self._max_model_len)
-        self._check_fits(len(token_ids), max_total_tokens, params.beam_width)
+        if params.beam_width > self.config.max_num_seqs:
+            raise RequestError(
+                f"beam_width={params.beam_width} runs as many sequences at once, but "
+                f"max_num_seqs={self.config.max_num_seqs}: lower beam_width or raise max_num_seqs."
+            )
+        self._pins.check_request(token_ids, params, max_total_tokens)
         with self._submit_lock:
             request_ids = [next(self._request_ids) for _ in range(max(params.n, params.beam_width))]
         handle = GenerationHandle(request_ids[0], lambda: self._abort(request_ids))
@@ -228,26 +244,6 @@ class Engine:
         if not self._loop.post(add):
             raise RequestError(f"{CLOSED}: make a new one to generate.")
         return handle
-
-    def _check_fits(self, num_prompt: int, max_total_tokens: int, width: int) -> None:
-        if width > self.config.max_num_seqs:
-            raise RequestError(
-                f"beam_width={width} runs as many sequences at once, but max_num_seqs={self.config.max_num_seqs}: "
-                "lower beam_width or raise max_num_seqs."
-            )
-        tables = self._scheduler.tables
-        if tables is None:
-            return
-        longest = max_total_tokens - 1  # the last token's own KV is never needed
-        needed = self._scheduler.max_blocks(longest, width=width, num_prompt=num_prompt)
-        if needed > tables.pool.num_blocks:
-            pool, size = tables.pool.num_blocks, tables.block_size
-            num_new = max_total_tokens - num_prompt
-            beams, fewer = (f" in {width} beams", "lower beam_width or") if width > 1 else ("", "lower")
-            raise RequestError(
-                f"{num_prompt} prompt tokens and up to {num_new} new ones{beams} need {needed} KV blocks, but the pool "
-                f"has {pool} of {size} tokens: shorten the prompt, {fewer} max_tokens, or raise num_kv_blocks."
-            )
 
     def _abort(self, request_ids: Sequence[int]) -> None:
         def abort(core: EngineCore) -> None:
@@ -313,21 +309,67 @@ class Engine:
         core = self._core
         return core.stats() if core is not None else self._last_stats
 
+    # Prefix cache
+
+    def pin_prefix(self, prompt: Prompt, *, cache_salt: str | None = None, ttl: float | None = None) -> PinnedPrefix:
+        """Keep the full KV blocks of a prefix, a system prompt for instance, until unpinned or for `ttl` seconds.
+
+        Computes what is not cached yet, with a request of its own, and returns when it is there. Pinned blocks are
+        neither evicted nor expired nor flushed. Raises `RequestError` where the prefix is shorter than a block, takes
+        more than `prefix_cache_max_pinned` allows, or would leave too few blocks to a request that is being served.
+        """
+        token_ids = self._prompts.read(prompt)
+        params = SamplingParams(max_tokens=1, temperature=0, cache_salt=cache_salt)
+        if ttl is not None and (not isinstance(ttl, int | float) or isinstance(ttl, bool) or not 0 < ttl < math.inf):
+            raise RequestError(f"ttl={ttl!r} is not allowed: give None (no limit) or seconds above 0.")
+        pin_id = self._loop.call(lambda core: core.pins.add(token_ids, cache_salt, ttl))
+        try:
+            if not self._pins.is_complete(pin_id):
+                whole = len(token_ids) // self.config.block_size * self.config.block_size
+                error = self.generate([token_ids[: whole + 1]], params)[0].error
+                if error is not None:
+                    raise RequestError(f"the prefix could not be computed: {error}.")
+            pinned = {one.pin_id: one for one in self.pinned_prefixes()}.get(pin_id)
+            if pinned is None:
+                raise RequestError(f"ttl={ttl!r} seconds were over before the prefix was computed: raise it.")
+            return pinned
+        except BaseException:
+            with suppress(RequestError):  # its time may be over, or the engine closed
+                self.unpin_prefix(pin_id)
+            raise
+
+    def unpin_prefix(self, pin: PinnedPrefix | int) -> None:
+        """Let a pinned prefix go; its blocks stay cached until somebody needs them. `RequestError` if it is gone."""
+        pin_id = pin.pin_id if isinstance(pin, PinnedPrefix) else pin
+        self._loop.call(lambda core: core.pins.remove(pin_id))
+
+    def pinned_prefixes(self) -> list[PinnedPrefix]:
+        """The prefixes that are pinned now, oldest first."""
+        return self._pins.list()
+
     def flush_prefix_cache(self) -> None:
-        """Forget every cached prefix that no request holds. Takes effect before the next step."""
+        """Forget every cached prefix that no request holds and that is not pinned, in memory and on disk.
+
+        Takes effect before the next step.
+        """
 
         def flush(core: EngineCore) -> None:
             if core.scheduler.tables is not None:
-                core.scheduler.tables.pool.flush()
+                core.scheduler.tables.flush()
 
         self._loop.post(flush)
 
     def close(self) -> None:
-        """End all requests with an error, stop the thread, free weights and KV cache. Closing twice does nothing."""
+        """Write the prefix cache to `prefix_cache_dir` if there is one, end all requests with an error, stop the
+        thread, free weights and KV cache. Closing twice does nothing."""
         core, self._core = self._core, None
         if core is None:
             return
+        tiers, self._lower_tiers = self._lower_tiers, LowerTiers()
+        if tiers.files is not None:
+            self._loop.post(lambda core: core.write_prefix_cache(tiers))
         self._loop.close()
+        tiers.close()
         self._last_stats = core.stats()
         on_gpu = core.executor.model.device.type == "cuda"
         del core

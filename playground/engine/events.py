@@ -77,6 +77,7 @@ class RequestEvent(NamedTuple):
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    num_cache_write_tokens: int = 0
 
 
 BlockAction = Literal["alloc", "share", "copy", "free", "evict", "cache"]

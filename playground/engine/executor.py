@@ -16,6 +16,7 @@ import torch
 from kernels.host import to_device
 from playground.engine.batches import UNKNOWN, BatchSlice, build_batch, put_tokens, slot_mapping
 from playground.engine.candidates import draw_candidates
+from playground.engine.host_memory import HostMemory
 from playground.engine.outputs import TokenLogprob
 from playground.engine.sampler import DrawnTokens, Sampler, SamplingRow
 from playground.engine.scheduler import ScheduledRequest, SchedulerOutput
@@ -108,9 +109,11 @@ class Executor:
         block_size: int,
         eos_token_ids: frozenset[int],
         speculator: Speculator | None = None,
+        host_memory: HostMemory | None = None,
     ) -> None:
         self.model = model
         self.kv_cache = kv_cache
+        self.host_memory = host_memory
         self.sampler = sampler
         self.block_size = block_size
         self.eos_token_ids = eos_token_ids

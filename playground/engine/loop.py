@@ -7,12 +7,16 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
 
 from playground.engine.core import EngineCore
+from playground.errors import RequestError
 
 logger = logging.getLogger(__name__)
 
 CLOSED = "the engine was closed"
+T = TypeVar("T")
 
 
 class EngineLoop:
@@ -38,6 +42,20 @@ class EngineLoop:
             self._inbox.append(command)
             self._wake.notify()
         return True
+
+    def call(self, command: Callable[[EngineCore], T]) -> T:
+        """What `command` returns or raises on the engine thread, before its next step. Not for the engine thread."""
+        answer: Future[T] = Future()
+
+        def run(core: EngineCore) -> None:
+            try:
+                answer.set_result(command(core))
+            except Exception as error:
+                answer.set_exception(error)
+
+        if not self.post(run):
+            raise RequestError(f"{CLOSED}: make a new one.")
+        return answer.result()
 
     def close(self) -> None:
         """Answer every request with an error, then end the thread. Waits for it."""

@@ -41,11 +41,19 @@ class RequestMetrics:
     """Measured by the engine. TPOT excludes the first token; ITL is the gap between steps that emitted tokens.
 
     In a beam search a token counts as emitted when the search has selected, although the caller hears of it at the end.
+
+    The prompt's tokens are of three kinds, each counted once whatever preemptions do: read from the prefix cache
+    (`num_cached_tokens`), computed and written to it (`num_cache_write_tokens`), and the rest: computed without being
+    written. That rest is the part-filled last block, what `cache_breakpoints` keeps out, and what was there already but
+    had to be computed all the same.
     """
 
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int = 0
+    """Prompt tokens whose KV was found, in the pool, in host memory or on disk; hosted APIs call them cached_tokens."""
+    num_cache_write_tokens: int = 0
+    """Prompt tokens in full blocks that this request was the first to put into the cache: cache_write_tokens."""
     num_preemptions: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
@@ -110,13 +118,30 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
+class PinnedPrefix:
+    """A prefix that stays in the prefix cache until it is unpinned or its time is over."""
+
+    pin_id: int
+    num_tokens: int
+    """Tokens of its full blocks; what the last, part-filled one would hold is not pinned."""
+    num_blocks: int
+    expires_in: float | None
+    """Seconds from when this was asked for; None for no limit."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot after the latest step. Rates cover the last `RATE_WINDOW_SECONDS`; None where nothing was measured."""
+    """A snapshot after the latest step. Rates cover the last `RATE_WINDOW_SECONDS`; None where nothing was measured.
+
+    `kv_blocks_in_use + kv_blocks_cached + kv_blocks_empty == kv_blocks_total`. Counts of tokens are since the start.
+    """
 
     kv_blocks_total: int = 0
     kv_blocks_in_use: int = 0
     kv_blocks_cached: int = 0
     kv_blocks_empty: int = 0
+    kv_blocks_pinned: int = 0
+    """Blocks of pinned prefixes: in use while a request uses them, cached otherwise."""
     kv_block_size: int = 0
     num_running: int = 0
     num_waiting: int = 0
@@ -124,6 +149,16 @@ class EngineStats:
     prompt_tokens_per_second: float | None = None
     generated_tokens_per_second: float | None = None
     prefix_cache_hit_rate: float | None = None
+    prefix_cache_device_tokens: int = 0
+    """Prompt tokens that were found in the KV pool."""
+    prefix_cache_host_tokens: int = 0
+    """Prompt tokens that were found in host memory."""
+    prefix_cache_disk_tokens: int = 0
+    """Prompt tokens that were found on disk."""
+    prefix_cache_write_tokens: int = 0
+    """Prompt tokens that requests put into the prefix cache."""
+    prefix_cache_host_blocks: int = 0
+    """Blocks that host memory holds now."""
     acceptance_rate: float | None = None
     memory_weights_bytes: int = 0
     memory_kv_bytes: int = 0

@@ -106,8 +106,13 @@ class PromptReader:
         if not isinstance(message["content"], str):
             raise RequestError(f"content={shorten(message['content'])} is not text: give a string.")
 
-    def check_params(self, params: SamplingParams) -> None:
-        """Raise `RequestError` where a parameter names a token that this vocabulary does not have."""
+    def check_params(self, params: SamplingParams, num_prompt: int) -> None:
+        """Raise `RequestError` where a parameter names what the vocabulary or a prompt of this length does not have."""
+        if params.cache_breakpoints and params.cache_breakpoints[-1] > num_prompt:
+            raise RequestError(
+                f"cache_breakpoints names position {params.cache_breakpoints[-1]}, but the prompt has {num_prompt} "
+                "tokens: give positions within it."
+            )
         named = {
             "stop_token_ids": params.stop_token_ids,
             "logit_bias": tuple(params.logit_bias),

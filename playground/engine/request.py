@@ -58,13 +58,19 @@ class Request:
     """Tokens whose KV is in the cache, or will be once the steps launched so far have run."""
     num_cached_tokens: int = 0
     """Prompt tokens whose KV was found at first admission rather than computed."""
+    num_cache_write_tokens: int = 0
+    """Prompt tokens whose full blocks this request was the first to put into the prefix cache."""
     num_preemptions: int = 0
     block_table: list[int] = field(default_factory=list)
     """Physical block of each logical block; 0 where the block slid out of the attention window."""
     block_hashes: list[int] = field(default_factory=list)
     """Hash chain over the full blocks of `token_ids`, as far as it was needed: the root, then one entry a block."""
     num_registered_blocks: int = 0
-    """Leading blocks whose hash is in the prefix cache."""
+    """Leading blocks whose hash is in the prefix cache, or that `cache_breakpoints` keeps out of it."""
+    num_found_blocks: int = 0
+    """Leading blocks that were found rather than computed at the latest admission."""
+    num_accounted_blocks: int = 0
+    """Leading blocks that were found or written already, so that nothing is counted again after a preemption."""
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.prompt_token_ids)

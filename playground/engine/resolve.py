@@ -120,6 +120,7 @@ def resolve_config(
         models = [model] if draft_kv is None else [model, draft_kv]
         block_bytes = sum(KVCache.bytes_per_block(one, config.block_size, kv_dtype) for one in models)
         changes["num_kv_blocks"] = _num_kv_blocks(config, block_bytes, max_model_len, device)
+    changes["prefix_cache_host_memory"] = _host_memory(config, model, max_model_len, kv_dtype)
     return config.resolved(**changes)
 
 
@@ -181,6 +182,26 @@ def _num_kv_blocks(
     if num_blocks < 1:
         raise ConfigError(f"no memory for a KV block of {block_bytes} bytes: {free} bytes are free on {device}.")
     return num_blocks
+
+
+def _host_memory(config: EngineConfig, model: DecoderConfig, max_model_len: int, kv_dtype: torch.dtype) -> int | None:
+    """Bytes for evicted blocks, a whole number of them; what comes from a folder passes through such memory too."""
+    block_bytes = KVCache.bytes_per_block(model, config.block_size, kv_dtype)
+    wanted = config.prefix_cache_host_memory
+    if not wanted:
+        longest = -(-max_model_len // config.block_size)
+        return longest * block_bytes if config.prefix_cache_dir is not None else None
+    if wanted < block_bytes:
+        raise ConfigError(
+            f"prefix_cache_host_memory={wanted} bytes holds no KV block: one takes {block_bytes} bytes; raise it, or "
+            "give 0 to turn it off."
+        )
+    free = int(psutil.virtual_memory().available)
+    if wanted > free:
+        raise ConfigError(
+            f"prefix_cache_host_memory={wanted} bytes is more than the {free} bytes that are free: lower it."
+        )
+    return wanted // block_bytes * block_bytes
 
 
 def _free_memory(device: torch.device) -> int:

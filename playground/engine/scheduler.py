@@ -5,12 +5,13 @@ starts further along, decoding is a gap of one, a preempted request starts again
 tokens and requests, and leaves blocks to `BlockTables`.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from playground.engine.block_tables import BlockTables, cdiv, num_held
+from playground.engine.host_tier import Transfer
 from playground.engine.outputs import FinishReason
 from playground.engine.request import Request, RequestStatus
 
@@ -56,6 +57,8 @@ class SchedulerOutput:
     scheduled: list[ScheduledRequest] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
     """Blocks (source, destination) to copy before the step writes anything."""
+    transfers: list[Transfer] = field(default_factory=list)
+    """Blocks to copy from and to host memory, in this order, before that; even if nothing is scheduled."""
     admitted: list[Request] = field(default_factory=list)
     preempted: list[Request] = field(default_factory=list)
     out_of_blocks: bool = False
@@ -89,10 +92,17 @@ class Scheduler:
         self.num_preemptions = 0
         self.prefix_tokens_queried = 0
         self.prefix_tokens_hit = 0
+        self.prefix_tokens_restored: Counter[str] = Counter()
+        """Of the tokens hit, those that came from "host" memory and from "disk"."""
 
     @property
     def num_waiting(self) -> int:
         return len(self.waiting) + sum(len(forks) for forks in self._held_forks.values())
+
+    @property
+    def unfinished(self) -> list[Request]:
+        """Every request that was added and has not ended."""
+        return [*self.running, *self.waiting, *(fork for forks in self._held_forks.values() for fork in forks)]
 
     @property
     def has_work(self) -> bool:
@@ -132,6 +142,8 @@ class Scheduler:
         budget = self._schedule_running(output, self.config.max_num_batched_tokens, may_preempt)
         if not output.preempted and not output.out_of_blocks and batch_is_open:
             self._admit_waiting(output, budget)
+        if self.tables is not None:
+            output.transfers = self.tables.drain_transfers()
         return output
 
     def _schedule_running(self, output: SchedulerOutput, budget: int, may_preempt: bool) -> int:
@@ -254,15 +266,16 @@ class Scheduler:
             return None
         if self._blocks_wanted(request, forked, hit) > self.tables.num_free_after(hit):
             return None
+        restored: Counter[str] = Counter()
         if forked:
             self.tables.fork(request)
         else:
-            self.tables.take(request, hit)
+            restored = self.tables.take(request, hit)
         copies = self.tables.grow(request, num_tokens)
         assert copies is not None, "the check above covers what a request needs to start"
         self._promised += sum(map(self._owed_blocks, request.unit))
         if request.num_preemptions == 0:
-            self._count_hit(request, num_hit)
+            self._count_hit(request, num_hit, restored)
         return copies
 
     def _blocks_wanted(self, request: Request, forked: bool, hit: Sequence[int]) -> int:
@@ -293,11 +306,12 @@ class Scheduler:
             held = len(request.block_table) if self.tables.window is None else num_held(request.block_table)
         return max(0, self.max_blocks(request.num_tokens) - held)
 
-    def _count_hit(self, request: Request, num_hit: int) -> None:
+    def _count_hit(self, request: Request, num_hit: int, restored: Counter[str]) -> None:
         request.num_cached_tokens = num_hit
         if self.tables is not None and self.tables.prefix_caching and request.fork_of is None:
             self.prefix_tokens_queried += request.num_tokens
             self.prefix_tokens_hit += num_hit
+            self.prefix_tokens_restored += restored
 
     def _share_of(self, num_uncomputed: int, budget: int) -> int:
         """Tokens of a gap that this step may run: all or nothing where a prompt may not be cut."""
@@ -348,13 +362,13 @@ class Scheduler:
             request.num_pending_tokens = 0
         for request in reversed(rewound):  # so that they wait in the order in which they ran
             if self.tables is not None and request.status is RequestStatus.RUNNING:
-                freed += [b for b in self._preempt(request.unit) if self.tables.pool.key(b) is None]
+                freed += self._preempt(request.unit)
         return rewound, freed
 
     # Leaving
 
     def finish(self, request: Request, reason: FinishReason) -> list[int]:
-        """End a request in whatever state it is; ending it twice does nothing. Returns blocks nobody holds any more."""
+        """End a request in whatever state it is; ending it twice does nothing. Returns blocks that hold nothing now."""
         if request.finished:
             return []
         if request.status is RequestStatus.RUNNING:

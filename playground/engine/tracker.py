@@ -119,6 +119,7 @@ class SampleTracker:
             num_prompt_tokens=self.request.num_prompt_tokens,
             num_output_tokens=len(self.detokenizer.token_ids),
             num_cached_tokens=self.request.num_cached_tokens,
+            num_cache_write_tokens=self.request.num_cache_write_tokens,
             num_preemptions=self.request.num_preemptions,
             num_draft_tokens=self.num_draft_tokens,
             num_accepted_tokens=sum(self.drafts_accepted),

@@ -3,6 +3,7 @@
 Owns memory only: who holds which block is the block pool's business. Block 0 is the null block: zeros, never written.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,7 @@ class KVCache:
             rows[:-1].view(2 * num_blocks * config.num_kv_heads, block_size * config.head_dim) for rows in self.rows
         ]
         """Per layer [2 * num_blocks * num_kv_heads, block_size * head_dim]: what one gather of K and V reads."""
+        self._blocks = self._storage[:, :-1].view(config.num_layers, 2, *blocks)
         self.k: list[Tensor] = [kv[0] for kv in self.kv]
         self.v: list[Tensor] = [kv[1] for kv in self.kv]
 
@@ -59,6 +61,19 @@ class KVCache:
     def bytes_per_block(cls, config: DecoderConfig, block_size: int, dtype: torch.dtype) -> int:
         """Bytes that one more block takes over all layers."""
         return block_size * config.kv_bytes_per_token(dtype)
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int, int]:
+        """[num_layers, 2 (K, V), num_kv_heads, block_size, head_dim]."""
+        return (self.num_layers, 2, self.num_kv_heads, self.block_size, self.head_dim)
+
+    @property
+    def block_bytes(self) -> int:
+        return math.prod(self.block_shape) * self.dtype.itemsize
+
+    def block(self, block_id: int) -> Tensor:
+        """A view of one block's content in all layers, of `block_shape`; not contiguous."""
+        return self._blocks[:, :, block_id]
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy blocks (source, destination) in every layer; all sources are read before any is written."""

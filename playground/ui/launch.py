@@ -47,6 +47,7 @@ class ServeOptions:
     dtype: str = "auto"
     share: bool = False
     db: str = str(DEFAULT_DB)
+    prefix_cache_dir: str | None = None
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(
@@ -55,6 +56,7 @@ class ServeOptions:
             speculation=self._speculation(),
             device=self.device,
             dtype=self.dtype,  # type: ignore[arg-type]  # EngineConfig judges it
+            prefix_cache_dir=self.prefix_cache_dir,
         )
 
     def _speculation(self) -> SpeculationConfig | None:
@@ -192,6 +194,9 @@ Speculation = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float64, float32, bfloat16 or float16.")]
 Share = Annotated[bool, typer.Option("--share", help="Ask gradio.live for a public address.")]
+PrefixCacheDir = Annotated[
+    str | None, typer.Option(help="Folder that keeps computed prefixes across restarts.", show_default=False)
+]
 Database = Annotated[str, typer.Option("--db", help="SQLite file of the saved chats, made if missing.")]
 
 
@@ -205,12 +210,14 @@ def command(
     dtype: Dtype = "auto",
     share: Share = False,
     db: Database = str(DEFAULT_DB),
+    prefix_cache_dir: PrefixCacheDir = None,
 ) -> None:
     """Serve the chat page.
 
     Example: python app.py --port 7861 --model ./my-model --device cpu
     """
-    code = serve(ServeOptions(host, port, model, draft_model, speculation, device, dtype, share, db))
+    options = ServeOptions(host, port, model, draft_model, speculation, device, dtype, share, db, prefix_cache_dir)
+    code = serve(options)
     if code == 0:
         # Everything is stored and closed; taking the interpreter apart would only keep whoever waits for the end:
         # 1 s on an idle machine, 10 s and more on a busy one.

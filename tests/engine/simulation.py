@@ -81,6 +81,7 @@ class Arrival:
     """Steps after arrival at which the caller goes away."""
     salt: str | None = None
     n: int = 1
+    breakpoints: tuple[int, ...] | None = None
     stop_after: int | None = None
     """Output tokens after which a stop string ends it, which nobody can know before they are read."""
     num_drafts: int = 0
@@ -131,9 +132,7 @@ class Simulation:
 
     def __post_init__(self) -> None:
         if not self.config.recompute:
-            self.tables = BlockTables(
-                self.num_blocks, self.block_size, prefix_caching=self.prefix_caching, window=self.window
-            )
+            self.tables = self.make_tables()
         self.scheduler = Scheduler(self.config, self.tables)
         self.memory: dict[tuple[int, int], tuple[int, int]] = {}  # (block, offset) -> (content, token id)
         self.requests: list[Request] = []
@@ -149,6 +148,9 @@ class Simulation:
         self.in_flight: InFlight | None = None
         self.num_surplus = 0
 
+    def make_tables(self) -> BlockTables:
+        return BlockTables(self.num_blocks, self.block_size, prefix_caching=self.prefix_caching, window=self.window)
+
     # Running
 
     def add(self, arrival: Arrival) -> list[Request]:
@@ -156,7 +158,7 @@ class Simulation:
         with_beams = arrival.beam_width > 1
         holdings = Holdings()
         for index in range(arrival.beam_width if with_beams else arrival.n):
-            params = SamplingParams(max_tokens=arrival.num_output, cache_salt=arrival.salt)
+            params = self.params_of(arrival)
             total = len(arrival.prompt) + arrival.num_output
             request = Request(
                 len(self.requests) + 1,
@@ -179,6 +181,11 @@ class Simulation:
         for request in made:
             self.scheduler.add(request)
         return made
+
+    def params_of(self, arrival: Arrival) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=arrival.num_output, cache_salt=arrival.salt, cache_breakpoints=arrival.breakpoints
+        )
 
     def fits(self, arrival: Arrival) -> bool:
         """The checks that `Engine.submit` makes."""
@@ -215,7 +222,7 @@ class Simulation:
             self.collect()
         before = self.in_flight
         self.plan_drafts()
-        output = self.scheduler.schedule(may_preempt=before is None)
+        output = self.schedule(may_preempt=before is None)
         self.check_decision(output)
         check(not (before and output.preempted), "nobody loses blocks that a step in flight still writes")
         if output.scheduled:
@@ -230,6 +237,9 @@ class Simulation:
         self.steps += 1
         self.num_copies += len(output.copies)
         self.check_blocks()
+
+    def schedule(self, *, may_preempt: bool) -> SchedulerOutput:
+        return self.scheduler.schedule(may_preempt=may_preempt)
 
     def plan_drafts(self) -> None:
         for request in self.scheduler.running:

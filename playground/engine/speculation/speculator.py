@@ -69,7 +69,8 @@ class Speculator:
     def plan(self, running: Sequence[Request]) -> None:
         """Decide for each running request how many drafts the next step may verify."""
         self._found.clear()
-        deciding = [r for r in running if r.num_output_tokens > 0 and r.num_uncomputed_tokens <= 1]
+        # A beam has no token to verify drafts by before its siblings are read.
+        deciding = [r for r in running if r.num_output_tokens > 0 and r.num_uncomputed_tokens <= 1 and r.beams is None]
         for request in running:
             request.num_planned_drafts = 0
         for request in deciding:
