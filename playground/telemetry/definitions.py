@@ -124,7 +124,15 @@ _ALL = (
     Definition(
         "kv_blocks_peak",
         "KV blocks held",
-        "The most KV blocks that the request held at one time, shared ones included.",
+        "The most KV blocks that the request held at one time, shared ones included. Samples and beams count together, "
+        "and a block that several of them hold counts once.",
+        unit="blocks",
+    ),
+    Definition(
+        "kv_blocks_private",
+        "KV blocks without sharing",
+        "What the samples or beams of the request would have held at that moment with a KV cache each: every block "
+        "counts once for each of them that holds it.",
         unit="blocks",
     ),
     Definition(

@@ -68,7 +68,7 @@ def test_results_are_those_of_one_step_at_a_time(make_engine, kind):
         {"kv_cache": "none"},
         {"batching": "static", "max_num_seqs": 3},
         {"sliding_window": 6, "max_num_batched_tokens": 5},
-        {"prefix_caching": False, "block_size": 1, "num_kv_blocks": 128},
+        {"prefix_caching": False, "block_size": 1, "num_kv_blocks": 80},
     ],
     ids=str,
 )

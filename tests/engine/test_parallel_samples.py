@@ -105,6 +105,8 @@ FIELDS = {
     "window": {"sliding_window": 6},
     "no cache": {"kv_cache": "none"},
     "static": {"batching": "static", "max_num_seqs": 3},
+    "lookups": {"speculation": {"method": "ngram", "verification": "coupled"}},
+    "layers skipped": {"speculation": {"method": "layer_skip", "verification": "coupled", "skip_layers": (1,)}},
 }
 
 

@@ -24,6 +24,8 @@ ENGINES = {
     "contiguous cache": {"kv_cache": "contiguous", "num_kv_blocks": 128},
     "no cache": {"kv_cache": "none"},
     "static": {"batching": "static", "max_num_seqs": 3},
+    "lookups": {"speculation": {"method": "ngram", "verification": "coupled", "ngram_min": 1}},
+    "layers skipped": {"speculation": {"method": "layer_skip", "verification": "coupled"}, "num_kv_blocks": 24},
 }
 
 
