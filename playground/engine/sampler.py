@@ -111,19 +111,14 @@ def logprobs_of(logits: Tensor, rows: Sequence[int], token_ids: Sequence[int], t
 
 def why_unusable(before_rules: float, after_rules: float) -> str | None:
     """Why no token can be drawn from a row with this largest logit before and after masks and penalties, or None."""
-    for largest in (before_rules, after_rules):
-        if largest != largest:
-            return (
-                "The model's logits for this request contain NaN, so no token can be drawn: check its weights and "
-                "dtype."
-            )
-        if largest == float("inf"):
-            return (
-                "The logits of this request contain +infinity, so no token can be drawn: check the weights and "
-                "penalties."
-            )
     if before_rules == float("-inf"):
         return "The model's logits for this request are all -infinity, so no token can be drawn: check its weights."
+    if before_rules != before_rules or after_rules != after_rules:
+        return "The model's logits for this request contain NaN, so no token can be drawn: check its weights and dtype."
+    if float("inf") in (before_rules, after_rules):
+        return (
+            "The logits of this request contain +infinity, so no token can be drawn: check the weights and penalties."
+        )
     if after_rules == float("-inf"):
         return "allowed_token_ids and min_tokens together leave no token to draw: allow more, or lower min_tokens."
     return None
