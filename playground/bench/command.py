@@ -85,6 +85,63 @@ def samples(
     render(data)
 
 
+@bench_app.command(epilog="Example: playground bench speculation --json speculation.json --html speculation.html")
+def speculation(
+    workloads: Annotated[str, typer.Option(help="Comma-separated: chat, story, story-0.7, story-1.0, copy.")] = "",
+    proposers: Annotated[str, typer.Option(help="Comma-separated: draft, ngram, suffix, layer_skip.")] = "",
+    k: Annotated[str, typer.Option("--k", help="Comma-separated: drafts at once, auto for adaptive.")] = "",
+    batch_sizes: Annotated[str, typer.Option(help="Comma-separated: requests at once.")] = "",
+    verification: Annotated[str, typer.Option(help="For sampled text, comma-separated: rejection, coupled.")] = "",
+    model: Annotated[str | None, typer.Option(help="Folder or hub id. Default: the bundled model.")] = None,
+    draft_model: Annotated[str | None, typer.Option(help="Folder or hub id. Default: the bundled draft.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32, float16 or float64.")] = "auto",
+    repeats: Annotated[int | None, typer.Option(help="Measured pairs of each case; adaptive: twice.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: torch's.", min=1)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Few cases for seconds: shows only that it runs.")] = False,
+    json_file: JsonFile = None,
+    html_file: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page with charts.")] = None,
+) -> None:
+    """Measure acceptance and speed-up of speculative decoding, each case in pairs with none, beside the formula.
+
+    An option for workloads, proposers, K, batch sizes or verification replaces the usual choice of cases.
+    """
+    from playground.bench.speculation.plan import Choice, make_plan
+
+    _check_target(json_file)
+    _check_target(html_file, "--html")
+    choice = Choice(
+        _listed(workloads),
+        _listed(proposers),
+        _listed(k),
+        _listed(batch_sizes),
+        _listed(verification),
+        model,
+        draft_model,
+        device,
+        dtype,
+        repeats,
+        quick,
+    )
+    plan = make_plan(choice)
+
+    from rich.console import Console
+
+    from playground.bench.speculation.page import html
+    from playground.bench.speculation.report import render
+    from playground.bench.speculation.run import run_benchmark
+
+    progress = Console(stderr=True)
+    with progress.status("starting") as status:
+        data = run_benchmark(plan, threads, say=status.update)
+    _write(data, json_file)
+    if html_file is not None:
+        html_file.write_text(html(data), encoding="utf-8")
+    render(data)
+    if not data["ok"]:
+        raise typer.Exit(1)
+
+
 @bench_app.command(name="kernels", epilog="Example: playground bench kernels --only decode --json kernels.json")
 def kernels_command(
     only: Annotated[str, typer.Option(help="Only ops whose name contains this.")] = "",
@@ -134,9 +191,9 @@ def _run_gpu(*, check: bool, measure: bool, quick: bool, only: str, json_file: P
         raise typer.Exit(1)
 
 
-def _check_target(json_file: Path | None) -> None:
-    if json_file is not None and not json_file.resolve().parent.is_dir():
-        raise ConfigError(f"--json {json_file}: the folder {json_file.resolve().parent} does not exist; make it first.")
+def _check_target(file: Path | None, option: str = "--json") -> None:
+    if file is not None and not file.resolve().parent.is_dir():
+        raise ConfigError(f"{option} {file}: the folder {file.resolve().parent} does not exist; make it first.")
 
 
 def _write(data: dict[str, Any], json_file: Path | None) -> None:

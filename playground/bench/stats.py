@@ -27,14 +27,19 @@ def tokens_after(start: float, token_times: Sequence[Sequence[float]]) -> int:
     return sum(time > start for times in token_times for time in times)
 
 
-def decode_rate(token_times: Sequence[Sequence[float]]) -> float:
-    """Tokens per second from the moment when every request has its first token until the last token of all.
+def decode_span(token_times: Sequence[Sequence[float]]) -> tuple[int, float]:
+    """(tokens, seconds) from the moment when every request has its first token until the last token of all.
 
     `token_times` holds, for each request, when each of its useful tokens came.
     """
     start = max(times[0] for times in token_times)
     end = max(times[-1] for times in token_times)
-    count = tokens_after(start, token_times)
+    return tokens_after(start, token_times), end - start
+
+
+def decode_rate(token_times: Sequence[Sequence[float]]) -> float:
+    """Tokens per second of `decode_span`."""
+    count, seconds = decode_span(token_times)
     if count == 0:
         raise ValueError("no token came after the last first token: let each request generate more tokens")
-    return count / (end - start)
+    return count / seconds

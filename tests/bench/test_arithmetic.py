@@ -61,10 +61,10 @@ def test_a_row_without_a_peer_has_no_ratio() -> None:
 
 def step(number: int, time_ns: int, decode: int, prefill: int = 0, forward_ns: int = 700) -> StepEvent:
     return StepEvent(
-        step=number, time_ns=time_ns, schedule_ns=10, prepare_ns=20, forward_ns=forward_ns, sample_ns=200, post_ns=30,
-        num_prefill_tokens=prefill, num_decode_tokens=decode, num_draft_tokens=0, num_accepted_tokens=0,
-        num_emitted_tokens=decode, num_running=decode, num_waiting=0, num_preempted=0, kv_blocks_in_use=0,
-        kv_blocks_cached=0, kv_blocks_empty=0, kv_slots_in_use=0, requests=(),
+        step=number, time_ns=time_ns, schedule_ns=10, draft_ns=0, prepare_ns=20, forward_ns=forward_ns, sample_ns=200,
+        post_ns=30, num_prefill_tokens=prefill, num_decode_tokens=decode, num_draft_tokens=0,
+        num_accepted_tokens=0, num_emitted_tokens=decode, num_running=decode, num_waiting=0, num_preempted=0,
+        kv_blocks_in_use=0, kv_blocks_cached=0, kv_blocks_empty=0, kv_slots_in_use=0, requests=(),
     )  # fmt: skip
 
 
