@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from playground.bench.speculation.workloads import COPY_WORKLOAD, PLAIN_WORKLOADS
+
 Row = dict[str, Any]
 
 FORMULA = 0.10
@@ -11,8 +13,6 @@ BEST = 1.3
 LOOKUP = 1.8
 ADAPTIVE = 0.97
 """Smallest speed-ups."""
-PLAIN_WORKLOADS = ("chat", "story")
-COPY_WORKLOAD = "copy"
 
 
 def reaches(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -22,6 +22,9 @@ from playground.errors import PlaygroundError
 
 logger = logging.getLogger(__name__)
 
+FIRST_ANSWER_TOKENS = 192
+"""A whole story of the bundled model."""
+
 Say = Callable[[str], None]
 
 DEFINITIONS = {
@@ -112,7 +115,7 @@ def _prompts(workload: Workload, count: int, plain: Side) -> list[_Prompt]:
     ]
     prompts = [plain.engine.chat_prompt(chat) for chat in chats]
     if workload.kind == "again":
-        params = SamplingParams(max_tokens=2 * workload.max_tokens, temperature=0)
+        params = SamplingParams(max_tokens=FIRST_ANSWER_TOKENS, temperature=0)
         told = plain.engine.generate(prompts, params)
         prompts = [
             plain.engine.chat_prompt([*chat, {"role": "assistant", "content": one.text}, *chat])
