@@ -82,8 +82,8 @@ def _entry(
 def case_name(row: Row) -> str:
     """What a row measures, without its workload: "draft, K 4, coupled, batch 16"."""
     parts = [row["proposer"], f"K {row['num_tokens']}"]
-    if row["temperature"] > 0:
-        parts.append(row["verification"])
+    if row["verification"] == "coupled":
+        parts.append("coupled")
     if row["batch_size"] > 1:
         parts.append(f"batch {row['batch_size']}")
     return ", ".join(parts)

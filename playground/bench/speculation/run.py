@@ -135,10 +135,11 @@ def _row(plan: Plan, case: Case, prompts: Sequence[_Prompt], plain: Side, progre
         with closing(_side(plan, speculation, case.batch_size)) as side:
             pairs = list(_pairs(plan, case, workload, prompts, side, plain))
         found = figures([ours.counts for ours, _ in pairs], [without.counts for _, without in pairs])
+    except PlaygroundError as error:
+        return row | {"error": str(error)}
     except Exception as error:
         logger.exception("%s failed", name)
-        reason = str(error) if isinstance(error, PlaygroundError) else f"{type(error).__name__}: {error}"
-        return row | {"error": " ".join(reason.split())[:300]}
+        return row | {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     exact = workload.greedy or case.verification == "coupled"
     return row | {
         **asdict(found),

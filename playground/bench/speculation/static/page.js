@@ -126,7 +126,7 @@
   });
   const speedupRange = (rows) => [0, 1.08 * Math.max(1, ...rows.map((row) => Math.max(row.speedup_max, row.expected_speedup)))];
   const caseName = (row) => [
-    `${PROPOSERS[row.proposer]}, K ${row.num_tokens}`, ...(row.temperature > 0 ? [row.verification] : []), ...(row.batch_size > 1 ? [`batch ${row.batch_size}`] : []),
+    `${PROPOSERS[row.proposer]}, K ${row.num_tokens}`, ...(row.verification === "coupled" ? ["coupled"] : []), ...(row.batch_size > 1 ? [`batch ${row.batch_size}`] : []),
   ].join(", ");
   const byK = (a, b) => a.num_tokens - b.num_tokens;
   const SPEEDUP_LEGEND = [["measured", "measured: median and range of the pairs"], ["formula", "expected: E / (K c + v)"], ["level", "no speculation"]];
