@@ -186,8 +186,9 @@ def test_histograms_have_a_place_for_every_value() -> None:
 def test_the_full_plan_covers_what_is_asked() -> None:
     plan = make_plan(Choice())
     drafts = {(c.workload, c.num_tokens) for c in plan.cases if c.proposer == "draft" and c.batch_size == 1}
-    ks = (*range(1, 9), "auto")
-    assert drafts == {(w, k) for w in ("chat", "story", "story-0.7", "story-1.0", "copy") for k in ks}
+    assert drafts == {(w, k) for w in ("chat", "story") for k in (*range(1, 9), "auto")} | {
+        (w, k) for w in ("story-0.7", "story-1.0", "copy") for k in (1, 2, 4, 8, "auto")
+    }
     assert {c.proposer for c in plan.cases} == {"draft", "ngram", "suffix", "layer_skip"}
     assert {c.batch_size for c in plan.cases if c.workload == "story"} == {1, 4, 16} and plan.max_batch == 16
     coupled = {c.workload for c in plan.cases if c.verification == "coupled"}
@@ -208,8 +209,8 @@ def test_options_replace_the_usual_cases() -> None:
 
 
 def test_a_pass_is_whole_batches() -> None:
-    plan = make_plan(Choice(("chat",), batch_sizes=("1", "3", "16")))
-    assert {c.batch_size: plan.requests_per_pass(c) for c in plan.cases} == {1: 8, 3: 6, 16: 16}
+    plan = make_plan(Choice(("chat",), batch_sizes=("1", "4", "16")))
+    assert {c.batch_size: plan.requests_per_pass(c) for c in plan.cases} == {1: 6, 4: 4, 16: 16}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
-from playground.bench.speculation.workloads import WORKLOADS, Workload, questions
+from playground.bench.speculation.workloads import PLAIN_WORKLOADS, WORKLOADS, Workload, questions
 from playground.config import MAX_DRAFTS
 from playground.errors import ConfigError
 
@@ -138,7 +138,7 @@ class _Wanted:
             Case(workload.name, proposer, k, verification, batch_size)
             for batch_size in batch_sizes
             for proposer in self.proposers or _proposers(batch_size, self.quick)
-            for k in self.num_tokens or _num_tokens(proposer, batch_size, self.quick)
+            for k in self.num_tokens or self._num_tokens(workload, proposer, batch_size)
             for verification in self._verifications(workload, proposer, k)
         ]
 
@@ -149,20 +149,19 @@ class _Wanted:
         compared = proposer == "draft" and k in (4, "auto")
         return self.verifications or (VERIFICATIONS if compared else ("rejection",))
 
+    def _num_tokens(self, workload: Workload, proposer: Proposer, batch_size: int) -> tuple[NumTokens, ...]:
+        """Every K from 1 to 8 for the draft model on plain greedy text; elsewhere a few."""
+        if self.quick:
+            return (2, "auto") if proposer == "draft" else ("auto",)
+        if proposer != "draft":
+            return ("auto",) if batch_size > 1 else (4, "auto") if proposer == "layer_skip" else (4, 8, "auto")
+        if batch_size > 1:
+            return (2, 4, 8, "auto")
+        return (1, 2, 3, 4, 5, 6, 7, 8, "auto") if workload.name in PLAIN_WORKLOADS else (1, 2, 4, 8, "auto")
+
 
 def _proposers(batch_size: int, quick: bool) -> tuple[Proposer, ...]:
     return PROPOSERS[:2] if quick or batch_size > 1 else PROPOSERS
-
-
-def _num_tokens(proposer: Proposer, batch_size: int, quick: bool) -> tuple[NumTokens, ...]:
-    """Every K for the draft model alone; of the others a few."""
-    if quick:
-        return (2, "auto") if proposer == "draft" else ("auto",)
-    if batch_size > 1:
-        return (2, 4, 8, "auto") if proposer == "draft" else ("auto",)
-    if proposer == "draft":
-        return (1, 2, 3, 4, 5, 6, 7, 8, "auto")
-    return (4, "auto") if proposer == "layer_skip" else (4, 8, "auto")
 
 
 def _check(option: str, given: Sequence[str], known: Sequence[str]) -> None:

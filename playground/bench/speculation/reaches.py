@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from playground.bench.speculation.workloads import COPY_WORKLOAD, PLAIN_WORKLOADS
+
 Row = dict[str, Any]
 
 FORMULA = 0.10
@@ -11,8 +13,6 @@ BEST = 1.3
 LOOKUP = 1.8
 ADAPTIVE = 0.97
 """Smallest speed-ups."""
-PLAIN_WORKLOADS = ("chat", "story")
-COPY_WORKLOAD = "copy"
 
 
 def reaches(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -82,8 +82,8 @@ def _entry(
 def case_name(row: Row) -> str:
     """What a row measures, without its workload: "draft, K 4, coupled, batch 16"."""
     parts = [row["proposer"], f"K {row['num_tokens']}"]
-    if row["temperature"] > 0:
-        parts.append(row["verification"])
+    if row["verification"] == "coupled":
+        parts.append("coupled")
     if row["batch_size"] > 1:
         parts.append(f"batch {row['batch_size']}")
     return ", ".join(parts)

@@ -25,43 +25,21 @@ def render(data: dict[str, Any], console: Console | None = None) -> None:
     for workload in data["plan"]["workloads"]:
         rows = [row for row in data["rows"] if row["workload"] == workload["name"]]
         console.print(f"\n[bold]{workload['name']}[/bold]: {workload['does']}", highlight=False)
-        console.print(_cases(rows))
+        measured = [row for row in rows if row["error"] is None]
+        console.print(_speed(measured))
+        console.print(_drafts(measured))
         for line in _remarks(rows):
             console.print(line, highlight=False)
     _render_published(data["published"], console)
     console.print(_reaches(data["reaches"]))
 
 
-def _cases(rows: list[dict[str, Any]]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("case", no_wrap=True)
-    for name in (
-        "α",
-        "first–last",
-        "tokens/step",
-        "by position",
-        "one α",
-        "draft ms",
-        "verify ms",
-        "plain ms",
-        "c",
-        "v",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("expected", "measured", "range", "same text"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _speed(rows: list[dict[str, Any]]) -> Table:
+    title = "Speed-up, and milliseconds of a step"
+    table = _table(title, "draft", "verify", "plain", "c", "v", "expected", "measured", "range")
     for row in rows:
-        if row["error"] is not None:
-            table.add_row(case_name(row), "failed")
-            continue
-        same, positions = row["same_text"], [a for a in row["acceptance_by_position"] if a is not None]
         table.add_row(
             case_name(row),
-            percent(row["acceptance"]),
-            f"{percent(positions[0])}–{percent(positions[-1])}" if positions else "—",
-            number(row["tokens_per_step"]),
-            number(row["tokens_per_step_by_position"]),
-            number(row["tokens_per_step_one_alpha"]),
             milliseconds(row["draft_seconds"]),
             milliseconds(row["verify_seconds"]),
             milliseconds(row["plain_step_seconds"]),
@@ -70,8 +48,32 @@ def _cases(rows: list[dict[str, Any]]) -> Table:
             times(row["expected_speedup"]),
             times(row["speedup"]),
             f"{row['speedup_min']:.2f}–{row['speedup_max']:.2f}",
+        )
+    return table
+
+
+def _drafts(rows: list[dict[str, Any]]) -> Table:
+    title = "Acceptance, and tokens per step beside the formula"
+    table = _table(title, "α", "first–last", "tokens/step", "by position", "one α", "same text")
+    for row in rows:
+        same, positions = row["same_text"], [a for a in row["acceptance_by_position"] if a is not None]
+        table.add_row(
+            case_name(row),
+            percent(row["acceptance"]),
+            f"{percent(positions[0])}–{percent(positions[-1])}" if positions else "—",
+            number(row["tokens_per_step"]),
+            number(row["tokens_per_step_by_position"]),
+            number(row["tokens_per_step_one_alpha"]),
             "" if same is None else f"{same['identical']} of {same['requests']}",
         )
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """Cases by figures; in a narrow terminal the names of the cases break, never a figure."""
+    table = Table("case", title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 

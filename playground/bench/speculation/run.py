@@ -22,6 +22,9 @@ from playground.errors import PlaygroundError
 
 logger = logging.getLogger(__name__)
 
+FIRST_ANSWER_TOKENS = 192
+"""A whole story of the bundled model."""
+
 Say = Callable[[str], None]
 
 DEFINITIONS = {
@@ -112,7 +115,7 @@ def _prompts(workload: Workload, count: int, plain: Side) -> list[_Prompt]:
     ]
     prompts = [plain.engine.chat_prompt(chat) for chat in chats]
     if workload.kind == "again":
-        params = SamplingParams(max_tokens=2 * workload.max_tokens, temperature=0)
+        params = SamplingParams(max_tokens=FIRST_ANSWER_TOKENS, temperature=0)
         told = plain.engine.generate(prompts, params)
         prompts = [
             plain.engine.chat_prompt([*chat, {"role": "assistant", "content": one.text}, *chat])
@@ -132,10 +135,11 @@ def _row(plan: Plan, case: Case, prompts: Sequence[_Prompt], plain: Side, progre
         with closing(_side(plan, speculation, case.batch_size)) as side:
             pairs = list(_pairs(plan, case, workload, prompts, side, plain))
         found = figures([ours.counts for ours, _ in pairs], [without.counts for _, without in pairs])
+    except PlaygroundError as error:
+        return row | {"error": str(error)}
     except Exception as error:
         logger.exception("%s failed", name)
-        reason = str(error) if isinstance(error, PlaygroundError) else f"{type(error).__name__}: {error}"
-        return row | {"error": " ".join(reason.split())[:300]}
+        return row | {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     exact = workload.greedy or case.verification == "coupled"
     return row | {
         **asdict(found),

@@ -95,7 +95,7 @@
     const layout = {
       margin: { l: 44, r: 12, t: 8, b: 36 }, showlegend: false, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "ui-sans-serif, system-ui, sans-serif", size: 12, color: ink }, hovermode: "closest",
-      hoverlabel: { bgcolor: ink, bordercolor: ink, font: { color: colour("bg"), size: 12 }, align: "left" },
+      hoverlabel: { bgcolor: ink, bordercolor: ink, font: { family: "ui-sans-serif, system-ui, sans-serif", color: colour("bg"), size: 12 }, align: "left" },
       xaxis: { ...axis, type: "category", categoryorder: "array", categoryarray: plot.categories, range: [-0.5, plot.categories.length - 0.5], showgrid: false, title: { text: plot.x, font: { size: 11, color: mute }, standoff: 4 } },
       yaxis: { ...axis, range: plot.range, ticksuffix: plot.percent ? " %" : "×", nticks: 5 },
       shapes: plot.level === undefined || plot.level === null ? [] : [{
@@ -126,7 +126,7 @@
   });
   const speedupRange = (rows) => [0, 1.08 * Math.max(1, ...rows.map((row) => Math.max(row.speedup_max, row.expected_speedup)))];
   const caseName = (row) => [
-    `${PROPOSERS[row.proposer]}, K ${row.num_tokens}`, ...(row.temperature > 0 ? [row.verification] : []), ...(row.batch_size > 1 ? [`batch ${row.batch_size}`] : []),
+    `${PROPOSERS[row.proposer]}, K ${row.num_tokens}`, ...(row.verification === "coupled" ? ["coupled"] : []), ...(row.batch_size > 1 ? [`batch ${row.batch_size}`] : []),
   ].join(", ");
   const byK = (a, b) => a.num_tokens - b.num_tokens;
   const SPEEDUP_LEGEND = [["measured", "measured: median and range of the pairs"], ["formula", "expected: E / (K c + v)"], ["level", "no speculation"]];
@@ -264,10 +264,10 @@
     if (temperatures.length < 2) return;
     const numbers = rows.filter((row) => row.num_tokens !== "auto");
     const common = [...new Set(numbers.map((row) => row.num_tokens))].sort((a, b) => Math.abs(a - 4) - Math.abs(b - 4))[0];
-    const chosen = rows.filter((row) => row.num_tokens === common || row.num_tokens === "auto");
+    const chosen = rows.filter((row) => row.num_tokens === common || (row.num_tokens === "auto" && row.verification === "rejection"));
     add(parent, "h2", "Speed-up by temperature");
     add(parent, "p", `Stories, batch size 1, K = ${common} and adaptive. At temperature 0 the text is greedy.`, "note");
-    legend(parent, [...SPEEDUP_LEGEND, ["adaptive", "adaptive K"], ["coupled", "coupled verification"]]);
+    legend(parent, [...SPEEDUP_LEGEND, ["adaptive", "adaptive K"], ["coupled", `coupled verification, K = ${common}`]]);
     const panels = add(parent, "div", undefined, "panels");
     for (const proposer of new Set(chosen.map((row) => row.proposer))) {
       const mine = chosen.filter((row) => row.proposer === proposer).sort((a, b) => a.temperature - b.temperature);
