@@ -134,9 +134,10 @@ class EngineCore:
         """
         if self._in_flight and self._needs_ids():
             self._collect_oldest()
+        started = time.perf_counter_ns()
         if self.executor.speculator is not None:
             self.executor.speculator.plan(self.scheduler.running)
-        started = time.perf_counter_ns()
+        planned_at = time.perf_counter_ns()
         tables = self.scheduler.tables
         if tables is not None:
             tables.recording = self.events.active
@@ -155,7 +156,8 @@ class EngineCore:
         before = self._in_flight[-1].work if self._in_flight else None
         work = self.executor.launch(output, before)
         self.scheduler.advance(output)
-        self._in_flight.append(_LaunchedStep(output, work, started, scheduled_at - started))
+        work.draft_ns += planned_at - started  # where drafts are looked up, that is done while planning
+        self._in_flight.append(_LaunchedStep(output, work, started, scheduled_at - planned_at))
         stays = self.overlap and not (self._suspects or work.errors or output.out_of_blocks)
         while len(self._in_flight) > (1 if stays else 0):
             self._collect_oldest()

@@ -33,6 +33,7 @@ def step_event(
         step=number,
         time_ns=start_ns,
         schedule_ns=0,
+        draft_ns=0,
         prepare_ns=0,
         forward_ns=duration_ns,
         sample_ns=0,

@@ -41,7 +41,7 @@ DEFINITIONS = {
     "number of drafts that each really had, which is not always K, less those for which the text that was left had no "
     "room: what is drafted beyond the end of a reply is dropped, and in short replies that is a good part.",
     "c and v": "Times in plain steps, the steps of the other side of the pair: c is one draft token, v everything else "
-    "in a step that verifies drafts. Look-ups are made while a step is planned, so that their time is in v. On a GPU "
+    "in a step that verifies drafts. On a GPU "
     "the host runs ahead of the device: there only K c + v means something, not what is whose.",
     "expected speed-up": "E / (K c + v) with E of one α and the costs as measured. It predicts nothing that was not "
     "measured; it tells where the time of a slow case goes.",
