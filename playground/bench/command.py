@@ -142,6 +142,37 @@ def speculation(
         raise typer.Exit(1)
 
 
+@bench_app.command(
+    name="prompt-cache", epilog="Example: playground bench prompt-cache --trace azure.csv --json cache.json"
+)
+def prompt_cache_command(
+    models: Annotated[str, typer.Option(help="Comma-separated: dummy-135m, dummy-tiny, bundled or folders.")] = "",
+    repeats: Annotated[int | None, typer.Option(help="Measured pairs of each case.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: torch's.", min=1)] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="CSV of TIMESTAMP, ContextTokens, GeneratedTokens to replay.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny model for seconds: shows only that it runs.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure the first token with a cold and a warm prefix from every tier, replay a trace, compare the tokens."""
+    _check_target(json_file)
+
+    from rich.console import Console
+
+    from playground.bench.prompt_cache import full_plan as full
+    from playground.bench.prompt_cache import quick_plan as little
+    from playground.bench.prompt_cache import run_benchmark
+    from playground.bench.prompt_cache_report import render
+
+    plan = (little if quick else full)(_listed(models), repeats)
+    progress = Console(stderr=True)
+    with progress.status("starting") as status:
+        data = run_benchmark(plan, trace, threads, say=status.update)
+    _write(data, json_file)
+    render(data)
+
+
 @bench_app.command(name="kernels", epilog="Example: playground bench kernels --only decode --json kernels.json")
 def kernels_command(
     only: Annotated[str, typer.Option(help="Only ops whose name contains this.")] = "",
