@@ -42,6 +42,8 @@ class Group:
     first_block: int
     """Where no index: the group's keys are the cache blocks [first_block, first_block + batch), used in place."""
     pieces: list[Piece] = field(default_factory=list)
+    gathered: tuple[Tensor, Tensor, Tensor] | None = None
+    """Scratch memory of the group as rows of `index`, and as K and V [batch, Hkv, num_blocks * block_size, D]."""
 
 
 class Workspace:
@@ -238,11 +240,9 @@ class PagedPlan:
             out = make(q.shape, dtype=q.dtype, device=q.device)
         scratch = workspace.take(self._scratch_size, k_cache)
         if scratch.data_ptr() != self._scratch_at:  # another plan made the workspace grow since the last layer
-            self._scratch_at = scratch.data_ptr()
-            for piece in (piece for of_step in self.steps for group in of_step for piece in group.pieces):
-                piece.views = None
+            self._lay_out(scratch)
         for group in groups:
-            k, v = self._keys_and_values(group, k_cache, v_cache, pages, scratch)
+            k, v = self._keys_and_values(group, k_cache, v_cache, pages)
             steady = group.index is not None and scales is None and k.dtype == q.dtype
             if not steady:
                 k = _dequantize(k, self._scales(group, scales, 0), q.dtype)
@@ -260,23 +260,33 @@ class PagedPlan:
         assert out is not None
         return out
 
+    def _lay_out(self, scratch: Tensor) -> None:
+        """Where each group's keys and values go in this scratch memory, of which one group uses all at a time."""
+        self._scratch_at = scratch.data_ptr()
+        _, heads, size, dim = self.cache_shape
+        for group in (group for groups in self.steps for group in groups):
+            for piece in group.pieces:
+                piece.views = None
+            if group.index is not None:
+                count = group.index.shape[0]
+                rows = scratch[: count * size * dim].view(count, size * dim)
+                k, v = rows.view(2, group.batch, heads, group.num_blocks * size, dim).unbind(0)
+                group.gathered = rows, k, v
+
     def _keys_and_values(
-        self, group: Group, k_cache: Tensor, v_cache: Tensor, pages: Tensor | None, scratch: Tensor
+        self, group: Group, k_cache: Tensor, v_cache: Tensor, pages: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The group's keys and values, each [batch, Hkv, num_blocks * block_size, D], as stored."""
-        if group.index is None:
+        if group.index is None or group.gathered is None:
             blocks = slice(group.first_block, group.first_block + group.batch)
             return k_cache[blocks], v_cache[blocks]
-        _, heads, size, dim = self.cache_shape
-        count = group.index.shape[0]
-        gathered = scratch[: count * size * dim].view(count, size * dim)
+        rows, k, v = group.gathered
         if pages is not None:
-            torch.index_select(pages, 0, group.index, out=gathered)
+            torch.index_select(pages, 0, group.index, out=rows)
         else:
-            index = group.index[: count // 2]
-            for half, cache in zip(gathered.chunk(2), (k_cache, v_cache), strict=True):
-                torch.index_select(cache.reshape(-1, size * dim), 0, index, out=half)
-        k, v = gathered.view(2, group.batch, heads, group.num_blocks * size, dim).unbind(0)
+            index, width = group.index[: rows.shape[0] // 2], rows.shape[1]
+            for half, cache in zip(rows.chunk(2), (k_cache, v_cache), strict=True):
+                torch.index_select(cache.reshape(-1, width), 0, index, out=half)
         return k, v
 
     def _scales(self, group: Group, scales: tuple[Tensor, Tensor] | None, side: int) -> Tensor | None:
