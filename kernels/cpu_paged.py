@@ -159,27 +159,30 @@ class PagedPlan:
                 self._add_batched([sequence], queries, [length], row + i * queries)
             return
         group = self._gather(sequences, firsts, blocks)
-        for step, groups in enumerate(self.steps):
-            # Query tokens of each sequence start here, counted from its first gathered key.
-            contexts = [n + step - queries - first * size for n, first in zip(lens, firsts, strict=True)]
-            piece = self._batched_piece(contexts, queries, row)
+        # Query tokens of each sequence start here, counted from its first gathered key.
+        contexts = [n - queries - first * size for n, first in zip(lens, firsts, strict=True)]
+        for groups, piece in zip(self.steps, self._batched_pieces(contexts, queries, row), strict=True):
             groups.append(Group(group.batch, group.num_blocks, group.index, group.first_block, [piece]))
 
-    def _batched_piece(self, contexts: list[int], queries: int, row: int) -> Piece:
-        rows = queries * len(contexts)
-        low = 0 if self.window is None else max(0, min(contexts) + 1 - self.window)
-        high = max(contexts) + queries
-        mask = None
+    def _batched_pieces(self, contexts: list[int], queries: int, row: int) -> list[Piece]:
+        """The piece of each step, in each of which contexts are one token longer."""
+        steps, rows, window = len(self.steps), queries * len(contexts), self.window
+        lows = [0 if window is None else max(0, min(contexts) + step + 1 - window) for step in range(steps)]
+        highs = [max(contexts) + step + queries for step in range(steps)]
+        masks: list[Tensor | None] = [None] * steps
         if queries > 1 or len(set(contexts)) > 1:
-            device = self.table.device
-            starts = contexts[0] if len(contexts) == 1 else torch.tensor(contexts, device=device)[:, None, None]
-            among = torch.arange(low, high, device=device) - starts
+            device, low = self.table.device, lows[0]
+            starts = torch.tensor([[n + step for n in contexts] for step in range(steps)], device=device)
+            among = torch.arange(low, highs[-1], device=device) - starts[:, :, None, None]
             tree = None if self.tree_mask is None else self.tree_mask[row : row + rows].view(-1, queries)
-            seen = seen_by_last(among.view(-1, 1, high - low), queries, self.window, tree)
-            mask = additive_mask(seen, self.dtype)[:, None]
+            mask = additive_mask(seen_by_last(among, queries, window, tree), self.dtype)[:, :, None]
             if queries > 1:
-                mask = mask.repeat_interleave(self.heads_per_group, 2)
-        return Piece(row, row + rows, low, high, mask, causal=False, packed=queries)
+                mask = mask.repeat_interleave(self.heads_per_group, 3)
+            masks = [mask[step, ..., lows[step] - low : highs[step] - low] for step in range(steps)]
+        return [
+            Piece(row, row + rows, low, high, mask, causal=False, packed=queries)
+            for low, high, mask in zip(lows, highs, masks, strict=True)
+        ]
 
     def _chunk_group(self, sequence: int, q_len: int, kv_len: int, row: int) -> list[Group]:
         row += max(0, q_len - kv_len)  # rows before the first key see nothing
@@ -200,15 +203,21 @@ class PagedPlan:
         device, most = self.table.device, max(blocks)
         if len(sequences) == 1 and most == 1 and device.type == "cpu":
             return Group(1, 1, None, int(self.table[sequences[0], firsts[0]]))
-        if len(sequences) == 1:
-            ids = self.table[sequences[0] : sequences[0] + 1, firsts[0] : firsts[0] + most]
+        begin, end = sequences[0], sequences[-1] + 1
+        if end - begin == len(sequences) and not any(firsts):
+            ids = self.table[begin:end, :most]
+            if min(blocks) < most:
+                counts = torch.tensor(blocks, device=device)[:, None]
+                ids = ids * (torch.arange(most, device=device) < counts)
+        elif len(sequences) == 1:
+            ids = self.table[begin:end, firsts[0] : firsts[0] + most]
         else:
             rows = torch.tensor(sequences, device=device)[:, None]
             columns = torch.arange(most, device=device)
-            counts = torch.tensor([firsts, blocks], device=device)[:, :, None]
-            used = columns < counts[1]
-            # Beyond a sequence's last block stands the null block, whatever the table holds there.
-            ids = torch.where(used, self.table[rows, torch.where(used, columns + counts[0], 0)], 0)
+            limits = torch.tensor([firsts, blocks], device=device)[:, :, None]
+            used = columns < limits[1]
+            ids = torch.where(used, self.table[rows, torch.where(used, columns + limits[0], 0)], 0)
+        # Beyond a sequence's last block stands the null block, whatever the table holds there.
         first_rows = _first_rows(self.cache_shape[0], self.num_kv_heads, device)
         index = torch.add(first_rows, ids[:, None, :], alpha=self.num_kv_heads).view(-1)
         return Group(len(sequences), most, index, 0)

@@ -113,16 +113,15 @@ class GatheredAttention:
         numbers = token_order(groups, query_lens)
         order = None if numbers is None else to_device(torch.tensor(numbers), first.positions.device)
 
-        def in_order(values: list[Tensor]) -> Tensor:
-            """One row for each of the batches, its tokens in the order of the groups, [count * T]."""
-            rows = values[0][None] if count == 1 else torch.stack(values)
-            return (rows if order is None else rows[:, order]).view(-1)
-
+        positions = first.positions if count == 1 else torch.stack([batch.positions for batch in batches])
+        slots = first.slot_mapping if count == 1 else torch.stack([batch.slot_mapping for batch in batches])
+        if order is not None:
+            positions, slots = positions[..., order], slots[..., order]
         rotations: list[tuple[Tensor, Tensor] | None] = [None] * count
         if rope is not None:
-            cos, sin = rope.at(in_order([batch.positions for batch in batches]), longest)
-            rotations = list(zip(cos.chunk(count), sin.chunk(count), strict=True))
-        rows = kv_cache.write_rows(in_order([batch.slot_mapping for batch in batches])).chunk(count)
+            cos, sin = rope.at(positions.view(-1), longest)
+            rotations = list(zip(_parts(cos, count), _parts(sin, count), strict=True))
+        rows = _parts(kv_cache.write_rows(slots.view(-1)), count)
         tree_mask = first.tree_mask if order is None or first.tree_mask is None else first.tree_mask[order]
         plans = {
             window: PagedPlan(
@@ -150,6 +149,10 @@ class GatheredAttention:
             naive=self.naive,
             step=self.step,
         )
+
+
+def _parts(x: Tensor, count: int) -> Sequence[Tensor]:
+    return [x] if count == 1 else x.chunk(count)
 
 
 class OwnKeysAttention:
