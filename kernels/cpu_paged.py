@@ -185,8 +185,8 @@ class PagedPlan:
         ]
 
     def _chunk_group(self, sequence: int, q_len: int, kv_len: int, row: int) -> list[Group]:
+        tree = self.tree_mask if q_len <= min(kv_len, TREE_TOKENS) else None
         row += max(0, q_len - kv_len)  # rows before the first key see nothing
-        tree = None if self.tree_mask is None or q_len > TREE_TOKENS or kv_len < q_len else self.tree_mask
         q_len = min(q_len, kv_len)
         if q_len == 0:
             return []
@@ -204,6 +204,7 @@ class PagedPlan:
         if len(sequences) == 1 and most == 1 and device.type == "cpu":
             return Group(1, 1, None, int(self.table[sequences[0], firsts[0]]))
         begin, end = sequences[0], sequences[-1] + 1
+        # Beyond a sequence's last block stands the null block, whatever the table holds there.
         if end - begin == len(sequences) and not any(firsts):
             ids = self.table[begin:end, :most]
             if min(blocks) < most:
@@ -217,7 +218,6 @@ class PagedPlan:
             limits = torch.tensor([firsts, blocks], device=device)[:, :, None]
             used = columns < limits[1]
             ids = torch.where(used, self.table[rows, torch.where(used, columns + limits[0], 0)], 0)
-        # Beyond a sequence's last block stands the null block, whatever the table holds there.
         first_rows = _first_rows(self.cache_shape[0], self.num_kv_heads, device)
         index = torch.add(first_rows, ids[:, None, :], alpha=self.num_kv_heads).view(-1)
         return Group(len(sequences), most, index, 0)

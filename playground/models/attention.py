@@ -7,7 +7,7 @@ the batch's own keys. Each norms, rotates and writes what its layer gives it; no
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -209,7 +209,14 @@ class TritonAttention:
         # Decodes stand before prompts: the first few tokens of a sequence take the split kernel, long chunks the other.
         few = DECODE_ROWS // (config.num_heads // config.num_kv_heads)
         short = list(itertools.takewhile(lambda length: length <= few, batch.query_lens))
-        self._num_short, self._max_query_len = len(short), max(short, default=0)
+        count, options = len(short), {"max_query_len": max(short, default=0), "tree_mask": batch.tree_mask}
+        table, starts, lens = batch.block_table, batch.cu_seqlens_q, batch.kv_lens
+        self._calls: list[tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]]
+        self._calls = [((table, starts, lens), options | {"num_short": count})]
+        if batch.tree_lens is not None and 0 < count < len(lens) and not any(batch.tree_lens[count:]):
+            # With a tree mask the kernel for long chunks cannot skip what causality hides, half of a prompt.
+            rest = (table[count:], starts[count:], lens[count:])
+            self._calls = [((table[:count], starts[: count + 1], lens[:count]), options), (rest, {})]
         self._tables = None if rope is None else rope.whole(config.max_position_embeddings)
 
     def __call__(self, layer: LayerAttention, qkv: Tensor) -> Tensor:
@@ -228,20 +235,9 @@ class TritonAttention:
             norm_eps=config.norm_eps,
             backend="triton",
         )
-        out = paged_attention(
-            q,
-            k_cache,
-            v_cache,
-            batch.block_table,
-            batch.cu_seqlens_q,
-            batch.kv_lens,
-            window=layer.window,
-            tree_mask=batch.tree_mask,
-            max_query_len=self._max_query_len,
-            num_short=self._num_short,
-            backend="triton",
-        )
-        assert isinstance(out, Tensor)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for tensors, options in self._calls:
+            paged_attention(q, k_cache, v_cache, *tensors, window=layer.window, backend="triton", out=out, **options)
         return out
 
 
