@@ -79,6 +79,11 @@ def test_trees_over_a_quantized_cache() -> None:
     assert_is_the_definition(batch, trees([4, 4, 20]))
 
 
+def test_bits_beyond_the_query_tokens_show_nothing() -> None:
+    mask = trees([4, 4]) | (-1 << 4)
+    assert_is_the_definition(paged([4, 4], [90, 33]), mask)
+
+
 def test_trees_behind_a_shared_prefix() -> None:
     batch = paged([4, 20], [90, 100])
     batch.block_table[1, :3] = batch.block_table[0, :3]
