@@ -68,8 +68,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up for [T, 2 N]."""
     if gate_up.device.type != "cpu":
         return gated_activation(gate_up)
-    size = gate_up.shape[-1] // 2
-    return F.silu(gate_up[..., :size]).mul_(gate_up[..., size:])
+    gate, up = gate_up.chunk(2, -1)
+    return F.silu(gate).mul_(up)
 
 
 def write_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slot_mapping: Tensor) -> None:

@@ -42,6 +42,8 @@ class Group:
     first_block: int
     """Where no index: the group's keys are the cache blocks [first_block, first_block + batch), used in place."""
     pieces: list[Piece] = field(default_factory=list)
+    gathered: tuple[Tensor, Tensor, Tensor] | None = None
+    """Scratch memory of the group as rows of `index`, and as K and V [batch, Hkv, num_blocks * block_size, D]."""
 
 
 class Workspace:
@@ -157,31 +159,34 @@ class PagedPlan:
                 self._add_batched([sequence], queries, [length], row + i * queries)
             return
         group = self._gather(sequences, firsts, blocks)
-        for step, groups in enumerate(self.steps):
-            # Query tokens of each sequence start here, counted from its first gathered key.
-            contexts = [n + step - queries - first * size for n, first in zip(lens, firsts, strict=True)]
-            piece = self._batched_piece(contexts, queries, row)
+        # Query tokens of each sequence start here, counted from its first gathered key.
+        contexts = [n - queries - first * size for n, first in zip(lens, firsts, strict=True)]
+        for groups, piece in zip(self.steps, self._batched_pieces(contexts, queries, row), strict=True):
             groups.append(Group(group.batch, group.num_blocks, group.index, group.first_block, [piece]))
 
-    def _batched_piece(self, contexts: list[int], queries: int, row: int) -> Piece:
-        rows = queries * len(contexts)
-        low = 0 if self.window is None else max(0, min(contexts) + 1 - self.window)
-        high = max(contexts) + queries
-        mask = None
+    def _batched_pieces(self, contexts: list[int], queries: int, row: int) -> list[Piece]:
+        """The piece of each step, in each of which contexts are one token longer."""
+        steps, rows, window = len(self.steps), queries * len(contexts), self.window
+        lows = [0 if window is None else max(0, min(contexts) + step + 1 - window) for step in range(steps)]
+        highs = [max(contexts) + step + queries for step in range(steps)]
+        masks: list[Tensor | None] = [None] * steps
         if queries > 1 or len(set(contexts)) > 1:
-            device = self.table.device
-            starts = contexts[0] if len(contexts) == 1 else torch.tensor(contexts, device=device)[:, None, None]
-            among = torch.arange(low, high, device=device) - starts
+            device, low = self.table.device, lows[0]
+            starts = torch.tensor([[n + step for n in contexts] for step in range(steps)], device=device)
+            among = torch.arange(low, highs[-1], device=device) - starts[:, :, None, None]
             tree = None if self.tree_mask is None else self.tree_mask[row : row + rows].view(-1, queries)
-            seen = seen_by_last(among.view(-1, 1, high - low), queries, self.window, tree)
-            mask = additive_mask(seen, self.dtype)[:, None]
+            mask = additive_mask(seen_by_last(among, queries, window, tree), self.dtype)[:, :, None]
             if queries > 1:
-                mask = mask.repeat_interleave(self.heads_per_group, 2)
-        return Piece(row, row + rows, low, high, mask, causal=False, packed=queries)
+                mask = mask.repeat_interleave(self.heads_per_group, 3)
+            masks = [mask[step, ..., lows[step] - low : highs[step] - low] for step in range(steps)]
+        return [
+            Piece(row, row + rows, low, high, mask, causal=False, packed=queries)
+            for low, high, mask in zip(lows, highs, masks, strict=True)
+        ]
 
     def _chunk_group(self, sequence: int, q_len: int, kv_len: int, row: int) -> list[Group]:
+        tree = self.tree_mask if q_len <= min(kv_len, TREE_TOKENS) else None
         row += max(0, q_len - kv_len)  # rows before the first key see nothing
-        tree = None if self.tree_mask is None or q_len > TREE_TOKENS or kv_len < q_len else self.tree_mask
         q_len = min(q_len, kv_len)
         if q_len == 0:
             return []
@@ -198,15 +203,21 @@ class PagedPlan:
         device, most = self.table.device, max(blocks)
         if len(sequences) == 1 and most == 1 and device.type == "cpu":
             return Group(1, 1, None, int(self.table[sequences[0], firsts[0]]))
-        if len(sequences) == 1:
-            ids = self.table[sequences[0] : sequences[0] + 1, firsts[0] : firsts[0] + most]
+        begin, end = sequences[0], sequences[-1] + 1
+        # Beyond a sequence's last block stands the null block, whatever the table holds there.
+        if end - begin == len(sequences) and not any(firsts):
+            ids = self.table[begin:end, :most]
+            if min(blocks) < most:
+                counts = torch.tensor(blocks, device=device)[:, None]
+                ids = ids * (torch.arange(most, device=device) < counts)
+        elif len(sequences) == 1:
+            ids = self.table[begin:end, firsts[0] : firsts[0] + most]
         else:
             rows = torch.tensor(sequences, device=device)[:, None]
             columns = torch.arange(most, device=device)
-            counts = torch.tensor([firsts, blocks], device=device)[:, :, None]
-            used = columns < counts[1]
-            # Beyond a sequence's last block stands the null block, whatever the table holds there.
-            ids = torch.where(used, self.table[rows, torch.where(used, columns + counts[0], 0)], 0)
+            limits = torch.tensor([firsts, blocks], device=device)[:, :, None]
+            used = columns < limits[1]
+            ids = torch.where(used, self.table[rows, torch.where(used, columns + limits[0], 0)], 0)
         first_rows = _first_rows(self.cache_shape[0], self.num_kv_heads, device)
         index = torch.add(first_rows, ids[:, None, :], alpha=self.num_kv_heads).view(-1)
         return Group(len(sequences), most, index, 0)
@@ -238,11 +249,9 @@ class PagedPlan:
             out = make(q.shape, dtype=q.dtype, device=q.device)
         scratch = workspace.take(self._scratch_size, k_cache)
         if scratch.data_ptr() != self._scratch_at:  # another plan made the workspace grow since the last layer
-            self._scratch_at = scratch.data_ptr()
-            for piece in (piece for of_step in self.steps for group in of_step for piece in group.pieces):
-                piece.views = None
+            self._lay_out(scratch)
         for group in groups:
-            k, v = self._keys_and_values(group, k_cache, v_cache, pages, scratch)
+            k, v = self._keys_and_values(group, k_cache, v_cache, pages)
             steady = group.index is not None and scales is None and k.dtype == q.dtype
             if not steady:
                 k = _dequantize(k, self._scales(group, scales, 0), q.dtype)
@@ -260,23 +269,33 @@ class PagedPlan:
         assert out is not None
         return out
 
+    def _lay_out(self, scratch: Tensor) -> None:
+        """Where each group's keys and values go in this scratch memory, of which one group uses all at a time."""
+        self._scratch_at = scratch.data_ptr()
+        _, heads, size, dim = self.cache_shape
+        for group in (group for groups in self.steps for group in groups):
+            for piece in group.pieces:
+                piece.views = None
+            if group.index is not None:
+                count = group.index.shape[0]
+                rows = scratch[: count * size * dim].view(count, size * dim)
+                k, v = rows.view(2, group.batch, heads, group.num_blocks * size, dim).unbind(0)
+                group.gathered = rows, k, v
+
     def _keys_and_values(
-        self, group: Group, k_cache: Tensor, v_cache: Tensor, pages: Tensor | None, scratch: Tensor
+        self, group: Group, k_cache: Tensor, v_cache: Tensor, pages: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The group's keys and values, each [batch, Hkv, num_blocks * block_size, D], as stored."""
-        if group.index is None:
+        if group.index is None or group.gathered is None:
             blocks = slice(group.first_block, group.first_block + group.batch)
             return k_cache[blocks], v_cache[blocks]
-        _, heads, size, dim = self.cache_shape
-        count = group.index.shape[0]
-        gathered = scratch[: count * size * dim].view(count, size * dim)
+        rows, k, v = group.gathered
         if pages is not None:
-            torch.index_select(pages, 0, group.index, out=gathered)
+            torch.index_select(pages, 0, group.index, out=rows)
         else:
-            index = group.index[: count // 2]
-            for half, cache in zip(gathered.chunk(2), (k_cache, v_cache), strict=True):
-                torch.index_select(cache.reshape(-1, size * dim), 0, index, out=half)
-        k, v = gathered.view(2, group.batch, heads, group.num_blocks * size, dim).unbind(0)
+            index, width = group.index[: rows.shape[0] // 2], rows.shape[1]
+            for half, cache in zip(rows.chunk(2), (k_cache, v_cache), strict=True):
+                torch.index_select(cache.reshape(-1, width), 0, index, out=half)
         return k, v
 
     def _scales(self, group: Group, scales: tuple[Tensor, Tensor] | None, side: int) -> Tensor | None:

@@ -7,7 +7,7 @@ the batch's own keys. Each norms, rotates and writes what its layer gives it; no
 import itertools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -113,16 +113,15 @@ class GatheredAttention:
         numbers = token_order(groups, query_lens)
         order = None if numbers is None else to_device(torch.tensor(numbers), first.positions.device)
 
-        def in_order(values: list[Tensor]) -> Tensor:
-            """One row for each of the batches, its tokens in the order of the groups, [count * T]."""
-            rows = values[0][None] if count == 1 else torch.stack(values)
-            return (rows if order is None else rows[:, order]).view(-1)
-
+        positions = first.positions if count == 1 else torch.stack([batch.positions for batch in batches])
+        slots = first.slot_mapping if count == 1 else torch.stack([batch.slot_mapping for batch in batches])
+        if order is not None:
+            positions, slots = positions[..., order], slots[..., order]
         rotations: list[tuple[Tensor, Tensor] | None] = [None] * count
         if rope is not None:
-            cos, sin = rope.at(in_order([batch.positions for batch in batches]), longest)
-            rotations = list(zip(cos.chunk(count), sin.chunk(count), strict=True))
-        rows = kv_cache.write_rows(in_order([batch.slot_mapping for batch in batches])).chunk(count)
+            cos, sin = rope.at(positions.view(-1), longest)
+            rotations = list(zip(_parts(cos, count), _parts(sin, count), strict=True))
+        rows = _parts(kv_cache.write_rows(slots.view(-1)), count)
         tree_mask = first.tree_mask if order is None or first.tree_mask is None else first.tree_mask[order]
         plans = {
             window: PagedPlan(
@@ -150,6 +149,10 @@ class GatheredAttention:
             naive=self.naive,
             step=self.step,
         )
+
+
+def _parts(x: Tensor, count: int) -> Sequence[Tensor]:
+    return [x] if count == 1 else x.chunk(count)
 
 
 class OwnKeysAttention:
@@ -206,7 +209,14 @@ class TritonAttention:
         # Decodes stand before prompts: the first few tokens of a sequence take the split kernel, long chunks the other.
         few = DECODE_ROWS // (config.num_heads // config.num_kv_heads)
         short = list(itertools.takewhile(lambda length: length <= few, batch.query_lens))
-        self._num_short, self._max_query_len = len(short), max(short, default=0)
+        count, options = len(short), {"max_query_len": max(short, default=0), "tree_mask": batch.tree_mask}
+        table, starts, lens = batch.block_table, batch.cu_seqlens_q, batch.kv_lens
+        self._calls: list[tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]]
+        self._calls = [((table, starts, lens), options | {"num_short": count})]
+        if batch.tree_lens is not None and 0 < count < len(lens) and not any(batch.tree_lens[count:]):
+            # With a tree mask the kernel for long chunks cannot skip what causality hides, half of a prompt.
+            rest = (table[count:], starts[count:], lens[count:])
+            self._calls = [((table[:count], starts[: count + 1], lens[:count]), options), (rest, {})]
         self._tables = None if rope is None else rope.whole(config.max_position_embeddings)
 
     def __call__(self, layer: LayerAttention, qkv: Tensor) -> Tensor:
@@ -225,20 +235,9 @@ class TritonAttention:
             norm_eps=config.norm_eps,
             backend="triton",
         )
-        out = paged_attention(
-            q,
-            k_cache,
-            v_cache,
-            batch.block_table,
-            batch.cu_seqlens_q,
-            batch.kv_lens,
-            window=layer.window,
-            tree_mask=batch.tree_mask,
-            max_query_len=self._max_query_len,
-            num_short=self._num_short,
-            backend="triton",
-        )
-        assert isinstance(out, Tensor)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        for tensors, options in self._calls:
+            paged_attention(q, k_cache, v_cache, *tensors, window=layer.window, backend="triton", out=out, **options)
         return out
 
 

@@ -63,6 +63,7 @@ class LayerStack:
         attention: AttentionName,
     ) -> None:
         self.config, self.layers = config, list(layers)
+        self._windows = {layer.attention.window for layer in layers}
         self.dtype, self.device, self.attention = dtype, device, attention
         self._rope = RopeTable(config, dtype, device) if config.positions == "rope" else None
         self._workspace = Workspace()
@@ -73,6 +74,7 @@ class LayerStack:
         """These of the layers alone; weights, tables and buffers are shared."""
         other = copy.copy(self)
         other.layers = [self.layers[number] for number in keep]
+        other._windows = {layer.attention.window for layer in other.layers}
         return other
 
     def threads(self, tokens: int) -> AbstractContextManager[object]:
@@ -109,10 +111,6 @@ class LayerStack:
         return GatheredAttention.of_steps(
             self.config, batches, kv_cache, self._rope, self._workspace, self._windows, dtype=self.dtype, naive=naive
         )
-
-    @property
-    def _windows(self) -> set[int | None]:
-        return {layer.attention.window for layer in self.layers}
 
     def run(self, x: Tensor, attention: BatchAttention) -> Tensor:
         """x [T, H], which may be overwritten, in the order that `attention` wants -> [T, H]."""

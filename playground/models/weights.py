@@ -16,7 +16,7 @@ from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
 from playground.models.layers import Layer, Norm
-from playground.models.linear import GatedLinear, Linear, reorders
+from playground.models.linear import GatedLinear, Linear, reorders, worth_a_copy
 
 
 class TensorSource(Protocol):
@@ -59,7 +59,7 @@ def build_weights(
     embed = builder.plain(f"{names.embed}.weight", shapes)
     learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
     if config.tie_embeddings:
-        head = Linear(embed, None, keep=True)  # reordering would keep a second copy of the embedding
+        head = Linear(embed, None, keep=not worth_a_copy(embed))
     else:  # before the layers: while it is reordered there are two of it
         head = Linear(builder.plain(f"{names.head}.weight", shapes), None)
     layers = [builder.layer(number, shapes) for number in range(config.num_layers)]
@@ -144,7 +144,7 @@ def _copy(target: Tensor, tensor: Tensor) -> None:
 
 
 def weights_nbytes(weights: DecoderWeights) -> int:
-    """Bytes of all weights, a tied head counted once."""
+    """Bytes of all weights, a tied head that is the embedding itself counted once."""
     tensors = [weights.embed] + ([] if weights.positions is None else [weights.positions])
     linears = [] if weights.head.weight is weights.embed else [weights.head]
     return _nbytes(tensors, linears, [weights.final_norm]) + sum(layer_nbytes(layer) for layer in weights.layers)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import kernels
 from kernels.cpu_attention import TREE_TOKENS
 from kernels.cpu_paged import arrange
 from tests.kernels.paged_batches import Paged, paged, random_tree
@@ -76,6 +77,20 @@ def test_trees_with_every_option(options: dict[str, Any], heads: int, kv_heads: 
 def test_trees_over_a_quantized_cache() -> None:
     batch = paged([4, 4, 20], [90, 33, 50]).quantized(torch.int8)
     assert_is_the_definition(batch, trees([4, 4, 20]))
+
+
+def test_bits_beyond_the_query_tokens_show_nothing() -> None:
+    mask = trees([4, 4]) | (-1 << 4)
+    assert_is_the_definition(paged([4, 4], [90, 33]), mask)
+
+
+def test_trees_behind_a_shared_prefix() -> None:
+    batch = paged([4, 20], [90, 100])
+    batch.block_table[1, :3] = batch.block_table[0, :3]
+    mask = trees([4, 20])
+    shared = kernels.cascade_attention(*batch.arguments(), 3, tree_mask=mask)  # type: ignore[arg-type]
+    assert isinstance(shared, Tensor)
+    torch.testing.assert_close(shared.double(), batch.oracle(tree_mask=mask)[0], rtol=3e-6, atol=3e-6)
 
 
 @pytest.mark.parametrize("count", [2, 16, 17, 64])

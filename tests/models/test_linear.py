@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from playground.models import linear
-from playground.models.linear import ACTIVATIONS, GatedLinear, Linear
+from playground.models.linear import ACTIVATIONS, GatedLinear, Linear, worth_a_copy
 
 # Outputs: narrow, wide with a divisor for panels, wide without one, odd.
 SHAPES = [(24, 16), (1536, 40), (1033, 24), (7, 5)]
@@ -22,9 +22,17 @@ def random(*shape: int, dtype: torch.dtype, seed: int) -> Tensor:
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("most_rows_turned", [0, 16])  # without AMX, and with it
 def test_a_layer_is_f_linear_and_adds_a_residual(
-    dtype: torch.dtype, outputs: int, inputs: int, biased: bool, keep: bool
+    dtype: torch.dtype,
+    outputs: int,
+    inputs: int,
+    biased: bool,
+    keep: bool,
+    most_rows_turned: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(linear, "_MOST_ROWS_TURNED", most_rows_turned)
     weight = random(outputs, inputs, dtype=dtype, seed=0)
     bias = random(outputs, dtype=dtype, seed=1) if biased else None
     layer = Linear(weight.clone(), bias, keep=keep)
@@ -66,6 +74,15 @@ def test_a_torch_without_onednn_runs_on_the_plain_matrix(dtype: torch.dtype, mon
 def test_a_kept_weight_is_the_tensor_that_was_given() -> None:
     weight = random(2048, 8, dtype=torch.float32, seed=0)
     assert Linear(weight, None, keep=True).weight is weight
+
+
+def test_only_a_small_bfloat16_head_is_laid_out_beside_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "reorders", lambda dtype, device: True)
+    assert worth_a_copy(torch.empty(4096, 1024, dtype=torch.bfloat16, device="meta"))
+    assert not worth_a_copy(torch.empty(4097, 1024, dtype=torch.bfloat16, device="meta"))
+    assert not worth_a_copy(torch.empty(64, 8, dtype=torch.float32, device="meta"))
+    monkeypatch.setattr(linear, "reorders", lambda dtype, device: False)
+    assert not worth_a_copy(torch.empty(64, 8, dtype=torch.bfloat16, device="meta"))
 
 
 def test_bytes_count_the_weight_and_the_bias_once() -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from playground.models import attention
 from playground.models.attention import why_no_trees
 from playground.models.batch import tree_masks
 from playground.models.loader import LoadedModel
@@ -49,9 +50,9 @@ def run(driver: Driver, work: list[tuple[Sequence, int]], trees: dict[int, Tree]
     return list(logits.split([count for _, count in work]))
 
 
-def loaded(variant: str, attention: str) -> LoadedModel:
-    device = DEVICE if attention == "triton" else torch.device("cpu")
-    return load(checkpoint(variant), attention=attention, device=device)
+def loaded(variant: str, kind: str) -> LoadedModel:
+    device = DEVICE if kind == "triton" else torch.device("cpu")
+    return load(checkpoint(variant), attention=kind, device=device)
 
 
 @pytest.mark.parametrize("variant", VARIANTS_WITH_TREES)
@@ -63,11 +64,11 @@ def test_every_draft_gets_the_logits_of_its_branch(variant: str) -> None:
     assert_close(run(driver, [(sequence, 7)], {0: one})[0], wanted(variant, ids, one))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "naive", "triton"])
-def test_trees_beside_decodes_and_prompts(attention: str) -> None:
-    model = loaded("llama-3", attention)
+@pytest.mark.parametrize("kind", ["sdpa", "naive", "triton"])
+def test_trees_beside_decodes_and_prompts(kind: str) -> None:
+    model = loaded("llama-3", kind)
     vocabulary = model.config.vocab_size
-    lengths = (6, 9, 5, 12) if attention == "triton" else (12, 30, 9, 14, 70)  # the interpreter takes its time
+    lengths = (6, 9, 5, 12) if kind == "triton" else (12, 30, 9, 14, 70)  # the interpreter takes its time
     sequences = [Sequence(prompt(n, vocabulary, seed=n)) for n in lengths]
     driver = Driver(model)
     driver.step([(s, len(s.token_ids) - 1) for s in sequences[:3]] + [(sequences[3], 3)])
@@ -83,25 +84,44 @@ def test_trees_beside_decodes_and_prompts(attention: str) -> None:
         assert_close(logits, exact[-len(logits) :])
 
 
-@pytest.mark.parametrize(("count", "attention"), [(20, "sdpa"), (63, "sdpa"), (63, "naive"), (20, "triton")])
-def test_large_trees(count: int, attention: str) -> None:
-    model = loaded("smollm2", attention)
+def test_a_long_prompt_beside_trees_runs_in_triton_without_their_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, masked = loaded("smollm2", "triton"), []
+    whole = attention.paged_attention
+
+    def watched(q: Tensor, k: Tensor, v: Tensor, table: Tensor, *rest: Tensor, **options: object) -> object:
+        masked.append((len(table), options.get("tree_mask") is not None))
+        return whole(q, k, v, table, *rest, **options)  # type: ignore[arg-type]
+
+    driver, sequences = Driver(model), [Sequence(prompt(n, 60, seed=n)) for n in (3, 23)]
+    driver.step([(sequences[0], 2)])
+    one = tree([-1, -1, 0], 60)
+    monkeypatch.setattr(attention, "paged_attention", watched)
+    got = run(driver, [(sequences[0], 4), (sequences[1], 23)], {0: one})
+    assert masked == [(1, True), (1, False)] * 3
+    assert_close(got[0], wanted("smollm2", sequences[0].token_ids, one))
+    with torch.inference_mode():
+        assert_close(got[1], reference_model("smollm2")(torch.tensor([sequences[1].token_ids])).logits[0])
+
+
+@pytest.mark.parametrize(("count", "kind"), [(20, "sdpa"), (63, "sdpa"), (63, "naive"), (20, "triton")])
+def test_large_trees(count: int, kind: str) -> None:
+    model = loaded("smollm2", kind)
     ids, one = prompt(10, model.config.vocab_size), tree(random_parents(count, 3), model.config.vocab_size)
     driver, sequence = Driver(model), Sequence(ids)
     driver.step([(sequence, 9)])
     assert_close(run(driver, [(sequence, count + 1)], {0: one})[0], wanted("smollm2", ids, one))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "naive", "triton"])
-def test_without_a_cache_the_tree_stands_behind_the_whole_sequence(attention: str) -> None:
-    model = loaded("qwen3", attention)
+@pytest.mark.parametrize("kind", ["sdpa", "naive", "triton"])
+def test_without_a_cache_the_tree_stands_behind_the_whole_sequence(kind: str) -> None:
+    model = loaded("qwen3", kind)
     vocabulary = model.config.vocab_size
     prompts, trees = [prompt(n, vocabulary, seed=n) for n in (80, 5, 1)], {}
     whole = [list(ids) for ids in prompts]
     for number in (0, 2):
         trees[number] = tree(SMALL, vocabulary, seed=number)
         whole[number] += trees[number].drafts
-    batch = whole_batch(whole, DEVICE if attention == "triton" else None)
+    batch = whole_batch(whole, DEVICE if kind == "triton" else None)
     put_trees(batch, trees)
     starts = [0, 86, 91]
     for number, one in trees.items():
