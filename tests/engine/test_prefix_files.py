@@ -391,7 +391,7 @@ def test_a_fingerprint_sees_weights_and_config_and_is_the_same_every_time(tmp_pa
     changed = model_fingerprint(folder)
     config = folder / "config.json"
     config.write_text(config.read_text().replace("10000.0", "20000.0"))
-    assert len({first, changed, model_fingerprint(folder)}) == 3
+    assert len({first, changed, model_fingerprint(folder), model_fingerprint(file)}) == 4
 
 
 # Through the engine
