@@ -3,7 +3,8 @@
 A file holds many blocks, one tensor each, and describes itself: for which model and layout, and each block's key and
 checksum. It is written under another name and renamed when it is whole. Nothing in the folder is trusted: what does not
 belong here is left alone and what does not check out is not used, both with a warning, and nothing is ever unpickled.
-Whoever can write to the folder decides what is read from it, so it must be the user's own.
+Whoever can write to the folder decides what is read from it, so it must be the user's own. The files hold the token ids
+of prompts in clear and are readable by their owner only; salted prompts are never written.
 """
 
 import json

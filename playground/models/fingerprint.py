@@ -6,15 +6,19 @@ import xxhash
 
 SAMPLE_BYTES = 4096
 MAX_SAMPLES = 1024
+WEIGHT_SUFFIXES = (".safetensors", ".gguf")
 
 
-def model_fingerprint(folder: Path) -> str:
+def model_fingerprint(path: Path) -> str:
     """32 hex digits over the config, and over size, time of change and evenly spaced samples of every weight file.
 
-    Every matrix of a model is larger than the distance between two samples, so that one changed matrix is seen.
+    `path` is a folder or a single file. Every matrix of a model is larger than the distance between two samples, so
+    that one changed matrix is seen.
     """
     digest = xxhash.xxh3_128()
-    for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
+    weights = [path] if path.is_file() else [file for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES]
+    configs = [] if path.is_file() else [path / "config.json"]
+    for file in (*configs, *sorted(weights)):
         status = file.stat()
         digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         distance = max(SAMPLE_BYTES, status.st_size // MAX_SAMPLES)

@@ -48,6 +48,25 @@ def expected(tiny_model):
     return run
 
 
+@pytest.fixture(scope="module")
+def one_engine(tiny_model):
+    plain = {"model": str(tiny_model), "device": "cpu", "dtype": "float64", "max_model_len": 128, "block_size": 4}
+    with Engine(EngineConfig(**{**plain, "num_kv_blocks": 64, "max_num_batched_tokens": 16})) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(one_engine):
+    """One engine for all tests that need nothing special of it; each gets it empty and leaves nothing in use."""
+    yield one_engine
+    for pinned in one_engine.pinned_prefixes():
+        one_engine.unpin_prefix(pinned)
+    one_engine.flush_prefix_cache()
+    one_engine.generate("a", GREEDY.replace(max_tokens=1))
+    stats = one_engine.stats()
+    assert (stats.kv_blocks_in_use, stats.kv_blocks_pinned, stats.kv_blocks_cached) == (0, 0, 0)
+
+
 def tokens(engine, prompts=PROMPTS, params=GREEDY):
     return [result.token_ids for result in engine.generate(prompts, params)]
 
@@ -73,9 +92,8 @@ def test_greedy_tokens_are_the_same_from_every_tier(make_either_engine, expected
         assert stats.prefix_cache_host_tokens > 0, "the case is meant to restore"
 
 
-def test_what_was_read_written_and_neither_adds_up_and_is_told_in_events(make_engine):
-    engine = make_engine()
-    events = engine.events.subscribe()
+def test_what_was_read_written_and_neither_adds_up_and_is_told_in_events(engine):
+    events, before = engine.events.subscribe(), engine.stats()
     first, second = (engine.generate(PROMPTS[0], GREEDY)[0].metrics for _ in range(2))
     whole = (first.num_prompt_tokens - 1) // 4 * 4
     assert (first.num_cached_tokens, first.num_cache_write_tokens) == (0, first.num_prompt_tokens // 4 * 4)
@@ -86,8 +104,8 @@ def test_what_was_read_written_and_neither_adds_up_and_is_told_in_events(make_en
         (whole, 0),
     ]
     stats = engine.stats()
-    assert stats.prefix_cache_write_tokens == first.num_cache_write_tokens
-    assert (stats.prefix_cache_device_tokens, stats.prefix_cache_host_tokens) == (whole, 0)
+    assert stats.prefix_cache_write_tokens - before.prefix_cache_write_tokens == first.num_cache_write_tokens
+    assert stats.prefix_cache_device_tokens - before.prefix_cache_device_tokens == whole
 
 
 def test_writes_survive_preemption_uncounted(make_engine):
@@ -97,8 +115,7 @@ def test_writes_survive_preemption_uncounted(make_engine):
     assert [r.metrics.num_cache_write_tokens for r in results] == [32, 32]
 
 
-def test_breakpoints_keep_the_rest_out_of_the_cache(make_engine):
-    engine = make_engine()
+def test_breakpoints_keep_the_rest_out_of_the_cache(engine):
     params = GREEDY.replace(cache_breakpoints=(len(SYSTEM) + 1,))
     first = engine.generate(PROMPTS[0], params)[0].metrics
     assert first.num_cache_write_tokens == (len(SYSTEM) + 1) // 4 * 4
@@ -174,8 +191,7 @@ def test_a_pinned_prefix_is_computed_at_once_and_stays_whatever_comes(make_eithe
     assert engine.generate(PROMPTS[0], GREEDY)[0].metrics.num_cached_tokens == 0
 
 
-def test_what_is_cached_already_is_pinned_without_computing(make_engine):
-    engine = make_engine()
+def test_what_is_cached_already_is_pinned_without_computing(engine):
     engine.generate(SYSTEM, GREEDY)
     steps = engine.stats().steps
     first, second = engine.pin_prefix(SYSTEM), engine.pin_prefix(engine.tokenizer(SYSTEM).input_ids)
@@ -184,29 +200,26 @@ def test_what_is_cached_already_is_pinned_without_computing(make_engine):
     assert engine.pinned_prefixes() == [second], "two pins of one prefix count for themselves"
 
 
-def test_a_pin_ends_with_its_time(make_engine):
-    engine = make_engine()
+def test_a_pin_ends_with_its_time(engine, monkeypatch):
     pinned = engine.pin_prefix(SYSTEM, ttl=60)
     assert 50 < pinned.expires_in <= 60
     clock = engine._pins._clock
-    engine._pins._clock = lambda: clock() + 61
+    monkeypatch.setattr(engine._pins, "_clock", lambda: clock() + 61)
     assert engine.pinned_prefixes() == []
     engine.generate("a", GREEDY)
     assert engine.stats().kv_blocks_pinned == 0
-    with pytest.raises(RequestError, match="no prefix is pinned as 1"):
+    with pytest.raises(RequestError, match=f"no prefix is pinned as {pinned.pin_id}"):
         engine.unpin_prefix(pinned)
 
 
-def test_a_time_that_is_over_before_the_prefix_is_there_says_so(make_engine):
-    engine = make_engine()
+def test_a_time_that_is_over_before_the_prefix_is_there_says_so(engine):
     with pytest.raises(RequestError, match="ttl=1e-06 seconds were over"):
         engine.pin_prefix(SYSTEM, ttl=1e-6)
     engine.generate("a", GREEDY)
     assert engine.stats().kv_blocks_pinned == 0
 
 
-def test_a_salted_pin_serves_only_its_salt(make_engine):
-    engine = make_engine()
+def test_a_salted_pin_serves_only_its_salt(engine):
     engine.pin_prefix(SYSTEM, cache_salt="mine")
     found = [
         engine.generate(PROMPTS[0], GREEDY.replace(cache_salt=salt))[0].metrics.num_cached_tokens
@@ -330,9 +343,9 @@ def test_breakpoints_that_are_none_are_refused(value):
     assert "cache_breakpoints" in sentence(error)
 
 
-def test_a_breakpoint_behind_the_prompt_is_refused(make_engine):
+def test_a_breakpoint_behind_the_prompt_is_refused(engine):
     with pytest.raises(RequestError) as error:
-        make_engine().submit("Hello", SamplingParams(cache_breakpoints=(2, 6)))
+        engine.submit("Hello", SamplingParams(cache_breakpoints=(2, 6)))
     assert "position 6, but the prompt has 5 tokens" in sentence(error)
     assert SamplingParams(cache_breakpoints=[9, 2, 2]).cache_breakpoints == (2, 9)
 

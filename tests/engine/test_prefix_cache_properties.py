@@ -57,7 +57,7 @@ caches = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=300)
 @given(workloads(), caches, st.integers(1, 24), st.integers(1, 6))
 def test_every_rule_holds_with_pins_limits_and_host_memory(workload, cache, budget, max_num_seqs):
     arrivals, pins = workload
@@ -66,7 +66,7 @@ def test_every_rule_holds_with_pins_limits_and_host_memory(workload, cache, budg
     simulation.check_without_pins()
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(workloads(), caches, st.integers(1, 24), st.sets(st.integers(0, 20), max_size=4))
 def test_every_rule_holds_after_a_restart_with_files_some_of_which_are_broken(workload, cache, budget, broken):
     arrivals, pins = workload
@@ -83,7 +83,7 @@ def test_every_rule_holds_after_a_restart_with_files_some_of_which_are_broken(wo
     second.run(arrivals)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(workloads(), st.sampled_from([1, 2, 3]), st.integers(1, 24), st.booleans())
 def test_every_token_that_is_cached_was_written_by_one_request(workload, block_size, budget, overlap):
     """Where nothing is ever lost, what requests say they wrote is what there is."""
