@@ -18,6 +18,7 @@ from playground.config import SpeculationConfig
 from playground.engine.batches import BatchSlice, build_batch
 from playground.engine.logit_rules import SamplingRow
 from playground.engine.speculation import chain_drafts, model_drafts, verification
+from playground.engine.speculation.controller import SpeculationController
 from playground.engine.speculation.proposal import Proposal
 from playground.models.loader import load_model
 from tests.engine.sampling_reference import chi_square_p_value, probabilities
@@ -40,7 +41,6 @@ SETTINGS = {
 METHODS = {
     "draft": {"method": "draft", "num_tokens": 3},
     "draft, coupled": {"method": "draft", "num_tokens": 3, "verification": "coupled"},
-    "adaptive draft": {"method": "draft", "num_tokens": "auto"},
     "ngram": {"method": "ngram", "num_tokens": 3},
     "suffix": {"method": "suffix", "num_tokens": 3},
     "layer_skip": {"method": "layer_skip", "num_tokens": 3, "skip_layers": (1,)},
@@ -117,9 +117,17 @@ def test_text_has_the_targets_distribution(folders, exact, method, setting):
 
 
 @pytest.mark.parametrize("setting", ["top_p", "penalties"])
-@pytest.mark.parametrize("method", ["draft, coupled", "adaptive draft", "suffix", "layer_skip", "eagle", "tree"])
+@pytest.mark.parametrize("method", ["draft, coupled", "suffix", "layer_skip", "eagle", "tree"])
 def test_so_it_has_with_every_other_proposer(folders, exact, method, setting):
     assert fits(sample_many(folders, method, SETTINGS[setting]), exact[setting]) > ALMOST_IMPOSSIBLE
+
+
+def test_so_it_has_when_the_number_of_drafts_changes_from_step_to_step(folders, exact, monkeypatch):
+    turns = itertools.count()
+    monkeypatch.setattr(
+        SpeculationController, "plan", lambda self, request_id, *, batch_size, limit: min(limit, next(turns) % 3)
+    )
+    assert fits(sample_many(folders, "draft", SETTINGS["penalties"]), exact["penalties"]) > ALMOST_IMPOSSIBLE
 
 
 # Known ways to get it almost right
