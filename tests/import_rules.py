@@ -28,7 +28,7 @@ RANK = {part: rank for rank, parts in enumerate(LAYERS) for part in parts}
 
 TORCH_FREE = (
     *(f"playground.engine.{name}" for name in ("request", "block_pool", "block_tables", "scheduler")),
-    *(f"playground.engine.speculation.{name}" for name in ("lookup", "ngram", "suffix", "suffix_automaton")),
+    *(f"playground.engine.speculation.{name}" for name in ("controller", "formula", "ngram", "suffix")),
 )
 
 # Heavy or optional libraries, and the only parts that may import them.
