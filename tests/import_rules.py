@@ -41,7 +41,7 @@ TORCH_FREE = (
             "scheduler",
         )
     ),
-    *(f"playground.engine.speculation.{name}" for name in ("lookup", "ngram", "suffix", "suffix_automaton")),
+    *(f"playground.engine.speculation.{name}" for name in ("controller", "formula", "ngram", "suffix")),
 )
 
 # Heavy or optional libraries, and the only parts that may import them.

@@ -18,25 +18,28 @@ from playground.engine.speculation.step_costs import StepCost, StepCosts
 
 # Speed-ups over plain decoding
 MIN_GAIN = 1.02
-"""Drafting stops where it was below this for `PATIENCE` plans in a row,"""
+"""Drafting stops where the gain was below this for `PATIENCE` decisions in a row."""
+PATIENCE = 3
 START_GAIN = 1.05
-"""and starts again from here on."""
+"""Drafting starts again from here on."""
 DEBT_GAIN = 1.10
-"""Both, while the ledger is in debt: so far the estimates promised too much."""
+"""Takes the place of both while the ledger is in debt: so far the estimates promised too much."""
 SURE_GAIN = 2.0
 """No error in the time of a plain step makes drafting at this gain wrong."""
 DOUBT = 0.5
 """A gain below 1 + this / √n may be an error in the time of n plain steps: more of them cost little then."""
 STAY_GAIN = 1.02
 """Another number of drafts must be this much better to be taken: steps of one shape are cheaper to launch."""
-PATIENCE = 3
 
 # Acceptance; memory is the number of verifications after which what was known has faded to a third
 REQUEST_MEMORY = 10
 TRY_MEMORY = 3
-"""For a request that does not draft: it was right to stop, what counts is what has changed."""
+"""For accepted drafts of a request that went without: something has changed."""
+SURPRISE = 1e-3
+"""Probability of a row of misses below which it is taken for a change of the text."""
 ENGINE_MEMORY = 200
 PRIOR_WEIGHT = 2.0
+"""Verifications that the experience of all recent requests counts for in the estimate for one."""
 FIRST_ACCEPTANCE = 0.8
 """Expected before any draft was verified: trying is how to find out."""
 
@@ -44,8 +47,10 @@ FIRST_ACCEPTANCE = 0.8
 INCOME = 0.01
 """Earned by every step for trying."""
 FIRST_BALANCE = 2.0
+"""What a new engine may lose to find out whether drafts pay at all."""
 MAX_BALANCE = 25.0
 MAX_DEBT = 4.0
+"""Bounds the time without tries after a stretch of bad luck: 4 plain steps are earned back in 400."""
 TRY_SHARE = 0.006
 """Share of the time that goes to tries at their longest distance."""
 
@@ -92,6 +97,10 @@ class _Request:
     """Chance of each draft position to be reached and accepted."""
     num_doubts: int = 0
     """Decisions in a row that found too little gain."""
+    num_misses: int = 0
+    """Verifications in a row that accepted nothing."""
+    usual_acceptance: float = 0.0
+    """Acceptance of the first draft before them."""
     keen: bool = False
     """Its last try was accepted: the next step tries again."""
     decide_at: int = 0
@@ -100,7 +109,7 @@ class _Request:
 
 
 class AdaptivePlanner:
-    """The number of drafts of every request in every step. Calls come in the order that `SpeculationController` names."""
+    """The number of drafts of every request in every step; called in the order that `SpeculationController` names."""
 
     def __init__(self, max_num_tokens: int, *, drafts_cost_model_time: bool) -> None:
         self.costs = StepCosts()
@@ -148,12 +157,28 @@ class AdaptivePlanner:
         drafting = bool(request.drafts) and self._cap > 0
         self._num_accepted += num_accepted
         self._engine.observe(num_drafted, num_accepted, ENGINE_MEMORY)
-        request.acceptance.observe(num_drafted, num_accepted, REQUEST_MEMORY if drafting else TRY_MEMORY)
+        self._note_misses(request, num_accepted)
+        memory = TRY_MEMORY if num_accepted and not drafting else REQUEST_MEMORY
+        request.acceptance.observe(num_drafted, num_accepted, memory)
         if not drafting:
             request.keen = num_accepted > 0
             request.decide_at = 0
             self._num_tried += 1
             self._num_hit += request.keen
+
+    def _note_misses(self, request: _Request, num_accepted: int) -> None:
+        """Where nothing was accepted so often in a row that the text must have changed, only that still counts."""
+        if num_accepted:
+            request.num_misses = 0
+            return
+        if not request.num_misses:
+            request.usual_acceptance = request.reached[0]
+        request.num_misses += 1
+        if (1.0 - request.usual_acceptance) ** request.num_misses < SURPRISE:
+            request.acceptance = Acceptance(self._max_num_tokens)
+            for _ in range(request.num_misses - 1):
+                request.acceptance.observe(1, 0, REQUEST_MEMORY)
+            request.num_misses = 0
 
     def observe_step(self, cost: StepCost) -> None:
         longest = max(self._planned.values(), default=0) if cost.num_draft_tokens else 0
@@ -207,8 +232,8 @@ class AdaptivePlanner:
         self._kind = self._next_kind(drafting)
 
     def _space_tries(self) -> None:
-        """Where a try was accepted the next comes soon; else later, the later the more it costs."""
-        if self._num_hit:
+        """Where an accepted try could lead to more the next comes soon; else later, the later the more it costs."""
+        if self._num_hit and self._may_follow_up:
             self._tries.restart()
         elif self._num_tried:
             self._tries.widen((self._step_costs[1] - 1) / TRY_SHARE)
@@ -253,7 +278,7 @@ class AdaptivePlanner:
             return 0
         if self._step >= request.decide_at:
             self._decide(request)
-            request.decide_at = self._step + 1 + self._batch_size // 16
+            request.decide_at = self._step + 1 + self._batch_size // 4
         if not (request.drafts and self._cap):
             return int(self._trying or (request.keen and not request.drafts and self._may_follow_up))
         num_tokens = min(max(1, request.wish), self._cap)
@@ -276,8 +301,8 @@ class AdaptivePlanner:
             request.drafts, request.num_doubts = enough, 0
         if not request.drafts:
             request.reason = (
-                f"acceptance {100 * acceptance[0]:.0f} % at a draft cost of {self._step_costs[1] - 1:.2f} steps: "
-                "no faster than without"
+                f"expected acceptance {100 * acceptance[0]:.0f} % at a draft cost of "
+                f"{self._step_costs[1] - 1:.2f} steps: no faster than without"
             )
 
     def _gain(self, request: _Request) -> float:
