@@ -17,7 +17,15 @@ from playground.errors import ConfigError
 from playground.terminal import printable
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = (["generate"], ["train"], ["info"], ["serve"], ["bench", "engine"], ["bench", "speculation"])
+COMMANDS = (
+    ["generate"],
+    ["train"],
+    ["info"],
+    ["serve"],
+    ["bench", "engine"],
+    ["bench", "speculation"],
+    ["bench", "prompt-cache"],
+)
 
 
 def playground(*arguments: str, stdin: bytes = b"", timeout: float = 120) -> subprocess.CompletedProcess[bytes]:

@@ -176,7 +176,10 @@ class Scheduler:
         size, held = self.tables.block_size, len(request.block_table)
         wanted = cdiv(request.num_tokens_with_spec, size) - held
         needed = cdiv(request.num_tokens_with_pending, size) - held
-        if wanted > max(needed, 0) and wanted + self._promised > self.tables.pool.num_free:
+        if wanted <= max(needed, 0):
+            return
+        copies = sum(one.beams is not None for one in self.running)  # each may copy the block it shares the end of
+        if wanted + self._promised + copies > self.tables.pool.num_free:
             request.num_planned_drafts = 0
 
     def _grow_or_preempt(

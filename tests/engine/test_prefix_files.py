@@ -460,7 +460,8 @@ def test_salted_prefixes_are_gone_after_a_restart(engine_of):
         run(engine, salted)
         assert run(engine, salted)[1] > 0
     with engine_of() as engine:
-        assert run(engine, salted)[1] == 0 and run(engine)[1] <= len(SYSTEM)
+        # At most what the first prompt of a run leaves to the others.
+        assert run(engine, salted)[1] <= len(SYSTEM) and run(engine)[1] <= len(SYSTEM)
 
 
 def test_what_another_engine_wrote_is_not_used(engine_of, caplog):
