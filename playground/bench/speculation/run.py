@@ -82,7 +82,7 @@ def run_benchmark(plan: Plan, threads: int | None = None, say: Say = print) -> d
         "versions": info.versions(),
         "machine": info.machine(),
         "plan": asdict(plan),
-        "model": {"path": config.model, "device": config.device, "dtype": config.dtype},
+        "model": {"name": plan.model or "bundled", "device": config.device, "dtype": config.dtype},
         "rows": rows,
         "published": published(rows),
         "reaches": reaches(rows),

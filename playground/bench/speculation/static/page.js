@@ -340,7 +340,7 @@
   const { machine, model, versions } = data;
   add(page, "h1", "Speculative decoding, measured");
   add(page, "p", [
-    model.path.split("/").at(-1), model.device, model.dtype, machine.processor, many(machine.torch_threads, "thread"), `torch ${versions.torch}`,
+    model.name.split("/").at(-1), model.device, model.dtype, machine.processor, many(machine.torch_threads, "thread"), `torch ${versions.torch}`,
     `commit ${versions.commit || "—"}`, data.created.slice(0, 10), `${many(data.plan.repeats, "pair")} a case`,
   ].join(" · "), "note about");
   if (measured.length) headline(page);
