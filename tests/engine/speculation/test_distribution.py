@@ -160,7 +160,7 @@ def unlikely_drafts_left_out(monkeypatch):
         made = whole(*arguments)
         kept = []
         for row, count in enumerate(made.counts):
-            likely = [float(made.probabilities[row, i, made.token_ids[row, i]]) >= 0.25 for i in range(count)]
+            likely = [float(made.probabilities[row, i, made.token_ids[row, i]]) >= 0.4 for i in range(count)]
             kept.append(likely.index(False) if False in likely else count)
         rows = [row for row, count in enumerate(kept) if count]
         if not rows:
