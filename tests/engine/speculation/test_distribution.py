@@ -84,7 +84,7 @@ def exact(small_pair):
     return found
 
 
-def sample_many(folders, method, params: SamplingParams) -> list[tuple[int, ...]]:
+def sample_many(folders, method, params: SamplingParams, num_samples: int = NUM_SAMPLES) -> list[tuple[int, ...]]:
     speculation = SpeculationConfig(**METHODS[method])
     draft = folders.get(speculation.method)
     config = EngineConfig(
@@ -94,7 +94,7 @@ def sample_many(folders, method, params: SamplingParams) -> list[tuple[int, ...]
     )  # fmt: skip
     assert params.n == 128
     with Engine(config) as engine:
-        seeded = [params.replace(seed=1_000_003 * number) for number in range(NUM_SAMPLES // params.n)]
+        seeded = [params.replace(seed=1_000_003 * number) for number in range(num_samples // params.n)]
         results = engine.generate([PROMPT] * len(seeded), seeded)
         drafted = sum(result.metrics.num_draft_tokens for result in results)
         accepted = sum(result.metrics.num_accepted_tokens for result in results)
@@ -160,7 +160,7 @@ def unlikely_drafts_left_out(monkeypatch):
         made = whole(*arguments)
         kept = []
         for row, count in enumerate(made.counts):
-            likely = [float(made.probabilities[row, i, made.token_ids[row, i]]) >= 0.4 for i in range(count)]
+            likely = [float(made.probabilities[row, i, made.token_ids[row, i]]) >= 0.25 for i in range(count)]
             kept.append(likely.index(False) if False in likely else count)
         rows = [row for row, count in enumerate(kept) if count]
         if not rows:
@@ -227,4 +227,5 @@ FAULTS = {
 def test_a_planted_bias_is_caught(folders, exact, monkeypatch, fault):
     fault(monkeypatch)
     setting = FAULTS[fault]
-    assert fits(sample_many(folders, "draft", SETTINGS[setting]), exact[setting]) <= ALMOST_IMPOSSIBLE
+    num_samples = 3 * NUM_SAMPLES if fault is unlikely_drafts_left_out else NUM_SAMPLES  # the smallest bias of all
+    assert fits(sample_many(folders, "draft", SETTINGS[setting], num_samples), exact[setting]) <= ALMOST_IMPOSSIBLE
