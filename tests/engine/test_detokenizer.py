@@ -122,7 +122,8 @@ def test_of_any_bytes_only_the_beginning_of_one_character_waits(data: bytes, pro
         detokenizer.append([token])
         whole = tiny().decode(byte_ids(data[:count]))
         assert whole == data[:count].decode("utf-8", "replace")
-        assert whole in (detokenizer.text, detokenizer.text + "\ufffd")
+        # Two wait for the first bytes of a surrogate, which look like a beginning and are none.
+        assert whole in (detokenizer.text, detokenizer.text + "\ufffd", detokenizer.text + 2 * "\ufffd")
         if whole.endswith("\ufffd") and whole != detokenizer.text:
             assert any(0xC2 <= byte <= 0xF4 for byte in data[:count][-3:])
     detokenizer.finish()
