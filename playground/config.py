@@ -66,11 +66,16 @@ class SpeculationConfig(Validated):
 
 
 class QuantizationConfig(Validated):
-    """How weights are stored. Not available yet: `EngineConfig` refuses it with that reason."""
+    """How weights are quantized when they are loaded, or by `playground compress`.
 
-    method: Literal["rtn", "gptq", "awq", "nf4", "fp8", "w8a8"] = Field("rtn", description="rtn, gptq, awq, nf4, …")
+    Raises `ConfigError`, one sentence, at construction. `named` knows the short names.
+    """
+
+    method: Literal["rtn", "gptq", "awq", "nf4", "fp8", "w8a8"] = Field(
+        "rtn", description="rtn, gptq, awq, nf4, fp8 or w8a8"
+    )
     bits: Literal[2, 3, 4, 8] = Field(8, description="2, 3, 4 or 8")
-    group_size: int = Field(128, ge=-1, description="a whole number, or -1 for one group a row")
+    group_size: int = Field(128, ge=-1, description="a whole number above 0, or -1 for one group a row")
     symmetric: bool = Field(True, description="True or False")
 
 
