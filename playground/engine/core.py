@@ -5,12 +5,10 @@ their trackers; knows nothing of threads, tokenization or configuration files.
 """
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from playground.engine.beam_search import Candidate, Hypothesis
 from playground.engine.events import Event, EventStream, RequestEvent, RequestState, ScheduledSlice, StepEvent
@@ -23,11 +21,14 @@ from playground.engine.request import RequestStatus
 from playground.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
 from playground.engine.speculation.controller import StepCost
 from playground.engine.speculation.proposal import Outcome
+from playground.engine.step_rates import StepRate, StepRates
 from playground.engine.tracker import SampleTracker, SubmissionTracker
 
 logger = logging.getLogger(__name__)
 
-RATE_WINDOW_SECONDS = 5.0
+MAX_USUAL_CATCH_UP = 16
+"""A step in which a draft model ran more tokens of a request than this before it drafted says nothing of what drafting
+costs: it runs the whole prompt once. Costs learned from such a step kept a fresh engine from drafting again."""
 MAX_EMPTY_STEPS = 3
 """Steps in a row that run nothing although requests wait, after which the first of them is failed."""
 
@@ -38,17 +39,6 @@ class _LaunchedStep:
     work: InFlightStep
     started_ns: int
     schedule_ns: int
-
-
-class _Rate(NamedTuple):
-    """What one step contributes to the rates of a snapshot."""
-
-    ended_ns: int
-    duration_ns: int
-    num_prompt: int
-    num_output: int
-    num_drafts: int
-    num_accepted: int
 
 
 class EngineCore:
@@ -82,8 +72,7 @@ class EngineCore:
         self._pending: list[Event] = []
         self._num_steps = 0
         self._num_empty_steps = 0
-        self._rates: deque[_Rate] = deque()
-        self._stats_lock = threading.Lock()
+        self._rates = StepRates()
         self._stats = base_stats
 
     @property
@@ -194,8 +183,8 @@ class EngineCore:
         num_prompt = self._count_prompt_tokens(step.output)
         self._publish_stats()
         outcomes = [result.outcomes[request_id] for request_id in emitted]
-        self._record_rate(
-            _Rate(
+        self._rates.record(
+            StepRate(
                 ended,
                 ended - max(step.started_ns, self._last_ended_ns),
                 num_prompt,
@@ -298,7 +287,8 @@ class EngineCore:
             speculator.settle(sample.request, outcome)
             if outcome.num_positions:
                 sample.note_drafts(outcome, result.draft_ns, result.forward_ns)
-        if new_tokens and all(one.num_tokens - one.num_drafts == 1 for one in output.scheduled):  # no prompts
+        only_decodes = all(one.num_tokens - one.num_drafts == 1 for one in output.scheduled)
+        if new_tokens and only_decodes and result.longest_catch_up <= MAX_USUAL_CATCH_UP:
             num_drafts = sum(one.num_drafts for one in output.scheduled)
             speculator.observe_step(
                 StepCost(
@@ -452,12 +442,6 @@ class EngineCore:
 
     # Snapshot
 
-    def _record_rate(self, rate: "_Rate") -> None:
-        with self._stats_lock:
-            self._rates.append(rate)
-            while self._rates and rate.ended_ns - self._rates[0].ended_ns > RATE_WINDOW_SECONDS * 1e9:
-                self._rates.popleft()
-
     def _publish_stats(self) -> None:
         scheduler, base = self.scheduler, self._base_stats
         pool = scheduler.tables.pool if scheduler.tables is not None else None
@@ -480,19 +464,7 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """The latest snapshot with current rates: tokens per second of engine time over the window. Any thread."""
-        oldest = time.perf_counter_ns() - int(RATE_WINDOW_SECONDS * 1e9)
-        with self._stats_lock:
-            recent = [rate for rate in self._rates if rate.ended_ns >= oldest]
-        stats = self._stats
-        busy_seconds = sum(rate.duration_ns for rate in recent) * 1e-9
-        if busy_seconds == 0:
-            return stats
-        values = {name: getattr(stats, name) for name in EngineStats.__dataclass_fields__}
-        values["prompt_tokens_per_second"] = sum(rate.num_prompt for rate in recent) / busy_seconds
-        values["generated_tokens_per_second"] = sum(rate.num_output for rate in recent) / busy_seconds
-        num_drafts = sum(rate.num_drafts for rate in recent)
-        values["acceptance_rate"] = sum(rate.num_accepted for rate in recent) / num_drafts if num_drafts else None
-        return EngineStats(**values)
+        return self._rates.into(self._stats)
 
 
 def _scheduled_slice(one: ScheduledRequest, result: StepResult, emitted: Mapping[int, int]) -> ScheduledSlice:

@@ -38,6 +38,8 @@ class StepResult:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     prompt_logprobs: dict[int, list[TokenLogprob]] = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    longest_catch_up: int = 0
+    """See `Proposal`."""
     draft_ns: int = 0
     prepare_ns: int = 0
     forward_ns: int = 0
@@ -165,6 +167,7 @@ class Executor:
             outcomes,
             step.prompt_logprobs,
             step.errors,
+            0 if step.proposal is None else step.proposal.longest_catch_up,
             step.draft_ns,
             step.prepare_ns,
             step.forward_ns + waited,
@@ -254,7 +257,6 @@ class Executor:
     ) -> ModelBatch:
         slices: list[BatchSlice] = []
         pending: dict[int, int] = {}  # place in the batch -> request whose unread token belongs there
-        drafts: list[int] = []  # places in the batch, in the order of the proposal's requests
         draft_places: dict[int, range] = {}
         place = 0
         for one in scheduled:
@@ -278,8 +280,8 @@ class Executor:
             # -1 is a failed row: its result is dropped
             put_tokens(batch, list(pending), before.tokens_of(list(pending.values())).clamp(min=0))
         if proposal is not None:
-            drafts = [p for request_id in proposal.request_ids for p in draft_places[request_id]]
-            put_tokens(batch, drafts, _in_one_row(proposal))
+            places = [place for request_id in proposal.request_ids for place in draft_places[request_id]]
+            put_tokens(batch, places, _in_one_row(proposal))
         return batch
 
     # Draw
@@ -322,18 +324,16 @@ class Executor:
         proposal: Proposal,
         speculator: Speculator,
     ) -> None:
-        matched: list[DraftedRow] = []
-        rejected: list[DraftedRow] = []
-        ids: dict[bool, list[int]] = {True: [], False: []}
+        matched: list[tuple[int, DraftedRow]] = []
+        rejected: list[tuple[int, DraftedRow]] = []
         for one, first in speculative:
             place = proposal.row_of[one.request.request_id]
             row = DraftedRow(self._sampling_row(one), place, first, proposal.paths(place))
-            by_match = speculator.matches(one.request)
-            (matched if by_match else rejected).append(row)
-            ids[by_match].append(one.request.request_id)
-        for by_match, verify, rows in ((True, match_drafts, matched), (False, reject_drafts, rejected)):
-            if rows:
-                step.draws.append(_Draw(ids[by_match], verify(self.sampler, logits, rows, proposal)))
+            (matched if speculator.matches(one.request) else rejected).append((one.request.request_id, row))
+        for own_rows, verify in ((matched, match_drafts), (rejected, reject_drafts)):
+            if own_rows:
+                ids, rows = [request_id for request_id, _ in own_rows], [row for _, row in own_rows]
+                step.draws.append(_Draw(ids, verify(self.sampler, logits, rows, proposal)))
 
     def _prompt_logprobs(self, one: ScheduledRequest, logits: torch.Tensor, step: InFlightStep) -> None:
         k = one.request.params.prompt_logprobs

@@ -131,7 +131,7 @@ class PinnedPrefix:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot after the latest step. Rates cover the last `RATE_WINDOW_SECONDS`; None where nothing was measured.
+    """A snapshot after the latest step. Rates are of the last seconds of work (`step_rates`); None: not measured.
 
     `kv_blocks_in_use + kv_blocks_cached + kv_blocks_empty == kv_blocks_total`. Counts of tokens are since the start.
     """

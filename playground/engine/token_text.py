@@ -148,7 +148,11 @@ class ByteStream:
             if _strictly_decoded(self._prompt_tail + data[:1]) is not None:
                 data = self._prompt_tail + data
             self._prompt_tail = b""
-        return self._decoder.decode(data)
+        text = self._decoder.decode(data)
+        waiting, _ = self._decoder.getstate()
+        if waiting[:1] == b"\xed" and waiting[1:] >= b"\xa0":  # half a surrogate: Python waits, but it is no character
+            text += self._decoder.decode(b"", final=True)
+        return text
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)

@@ -115,6 +115,7 @@ def test_text_comes_out_whole_with_special_tokens_anywhere(text: str, data: st.D
 
 
 @given(data=st.binary(max_size=40), prompt=texts)
+@example(data=b"\xed\xa0", prompt="")  # half a surrogate begins no character
 @settings(max_examples=60)
 def test_of_any_bytes_only_the_beginning_of_one_character_waits(data: bytes, prompt: str) -> None:
     detokenizer = Detokenizer(tiny(), byte_ids(prompt.encode()), SamplingParams())
@@ -122,8 +123,7 @@ def test_of_any_bytes_only_the_beginning_of_one_character_waits(data: bytes, pro
         detokenizer.append([token])
         whole = tiny().decode(byte_ids(data[:count]))
         assert whole == data[:count].decode("utf-8", "replace")
-        # Two wait for the first bytes of a surrogate, which look like a beginning and are none.
-        assert whole in (detokenizer.text, detokenizer.text + "\ufffd", detokenizer.text + 2 * "\ufffd")
+        assert whole in (detokenizer.text, detokenizer.text + "\ufffd")
         if whole.endswith("\ufffd") and whole != detokenizer.text:
             assert any(0xC2 <= byte <= 0xF4 for byte in data[:count][-3:])
     detokenizer.finish()

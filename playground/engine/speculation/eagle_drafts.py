@@ -5,6 +5,7 @@ target's forward until the head has run on them; what it ran on features of its 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,8 @@ class EagleProposer:
             return logits[:going]
 
         rows = [draft_row(one, self._eos_token_ids) for one in active]
-        return draw_chains(logits, active, rows, run_on, self._keeps_probabilities)
+        proposal = draw_chains(logits, active, rows, run_on, self._keeps_probabilities)
+        return replace(proposal, longest_catch_up=max(len(one.token_ids) for one in slices))
 
     def _catch_up(
         self, scheduled: Sequence[ScheduledRequest]

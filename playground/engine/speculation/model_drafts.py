@@ -5,6 +5,7 @@ requests of a step draft together; nothing here waits for the device unless pena
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,8 +77,12 @@ class ModelProposer:
             return None
         rows = [draft_row(one, self._eos_token_ids) for one in active]
         if self._tree_width == 1:
-            return self._chains(logits, active, rows)
-        return grow_trees(logits, active, rows, self._tree_width, self._forward, whole=self.kv_cache is None)
+            proposal: Proposal | None = self._chains(logits, active, rows)
+        else:
+            proposal = grow_trees(logits, active, rows, self._tree_width, self._forward, whole=self.kv_cache is None)
+        if proposal is None or self._kv is None:
+            return proposal
+        return replace(proposal, longest_catch_up=max(len(one.token_ids) for one in first))
 
     def _catch_up(self, scheduled: Sequence[ScheduledRequest]) -> tuple[list[BatchSlice], list[ScheduledRequest]]:
         """What each draft has not seen yet, as far as one forward may run, and the requests that can draft after it."""

@@ -24,6 +24,9 @@ class Proposal:
     """float32 [S, N, V]: what each draft of a chain was drawn from; None where drafts were chosen, not drawn."""
     parents: list[list[int]] | None = None
     """For trees, by request and draft: the draft it follows, -1 for the request's last token. Parents come first."""
+    longest_catch_up: int = 0
+    """Most tokens of one request that a draft model with KV of its own ran before the first draft: the last one, or
+    two, but more after steps without drafts, and the whole prompt at first."""
 
     @classmethod
     def of_lists(cls, drafts: dict[int, list[int]], device: torch.device) -> "Proposal":

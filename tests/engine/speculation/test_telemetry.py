@@ -80,7 +80,24 @@ def test_a_batch_beyond_the_limit_does_not_speculate_and_says_why(make_speculati
     engine = make_speculative({"method": "draft", "max_batch_size": 2})
     few = engine.generate(["abc", "abd"], GREEDY)
     assert all(result.metrics.num_draft_tokens for result in few)
+    subscription = engine.events.subscribe()
     many = engine.generate(["abc", "abd", "abe", "abf"], GREEDY)
-    assert not any(result.metrics.num_draft_tokens for result in many)
-    assert many[0].metrics.speculation.state == "off" and many[0].metrics.speculation.reason
-    assert "2" in many[0].metrics.speculation.reason
+    steps = [event for event in subscription.drain() if isinstance(event, StepEvent) and len(event.requests) > 2]
+    # Requests come one by one, so that the first may have drafted while they were few.
+    assert steps and not any(step.num_draft_tokens for step in steps)
+    off = [result.metrics.speculation for result in many if result.metrics.speculation.state == "off"]
+    assert off and all("max_batch_size=2" in state.reason for state in off)
+
+
+def test_catching_up_with_a_prompt_does_not_count_as_the_cost_of_drafting(make_speculative, tiny_model, monkeypatch):
+    engine = make_speculative({"method": "draft", "num_tokens": 3}, draft_model=str(tiny_model))
+    controller = engine._core.executor.speculator.controller
+    observed = []
+    monkeypatch.setattr(controller, "observe_step", observed.append)
+    steps = engine.events.subscribe()
+    engine.generate([list(range(3, 3 + 40)), [5, 6, 7]], GREEDY)
+    drafting = [
+        e for e in steps.drain() if isinstance(e, StepEvent) and e.num_draft_tokens and not e.num_prefill_tokens
+    ]
+    assert drafting[0].requests[0].num_computed_tokens == 40
+    assert sum(cost.num_draft_tokens > 0 for cost in observed) == len(drafting) - 1 > 0
