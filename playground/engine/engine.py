@@ -8,9 +8,13 @@ import gc
 import itertools
 import logging
 import math
+import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -49,6 +53,7 @@ from playground.models.config import DecoderConfig
 from playground.models.decode_graphs import DecodeGraphs
 from playground.models.decoder import Decoder
 from playground.models.kv_cache import KVCache
+from playground.models.layers import AttentionName
 from playground.models.loader import LoadedModel, load_model, resolve_model_path
 from playground.models.tokenizer import check_vocabulary, load_tokenizer
 from playground.sampling_params import SamplingParams
@@ -73,6 +78,16 @@ class Engine:
         dtype = resolve_dtype(given.dtype, shape.torch_dtype, device)
         attention = resolve_attention(given.attention, shape, device, dtype)
         check_cuda_graphs(given, device, attention)
+        self.events = EventStream()
+        self._request_ids = itertools.count(1)
+        self._submit_lock = threading.Lock()
+        self._last_stats = EngineStats()
+        self._loop = EngineLoop(partial(self._load, given, path, device, dtype, attention))
+        self._core: EngineCore | None = self._loop.core
+
+    def _load(
+        self, given: EngineConfig, path: Path, device: torch.device, dtype: torch.dtype, attention: AttentionName
+    ) -> EngineCore:
         loaded = load_model(
             str(path),
             revision=given.revision,
@@ -93,14 +108,9 @@ class Engine:
             )
         self.model_config: DecoderConfig = loaded.config
         self.tokenizer = _load_tokenizer(loaded, given.load_format == "dummy")
-        self.events = EventStream()
         self._eos_token_ids = _eos_token_ids(loaded.config, self.tokenizer)
         self._prompts = PromptReader(self.tokenizer, loaded.config.vocab_size, self._max_model_len)
-        self._request_ids = itertools.count(1)
-        self._submit_lock = threading.Lock()
-        self._core: EngineCore | None = self._build_core(loaded, draft, device)
-        self._loop = EngineLoop(self._core)
-        self._last_stats = EngineStats()
+        return self._build_core(loaded, draft, device)
 
     @property
     def _max_model_len(self) -> int:
@@ -368,6 +378,7 @@ class Engine:
         tiers, self._lower_tiers = self._lower_tiers, LowerTiers()
         if tiers.files is not None:
             self._loop.post(lambda core: core.write_prefix_cache(tiers))
+        num_threads = _num_system_threads()
         self._loop.close()
         tiers.close()
         self._last_stats = core.stats()
@@ -376,6 +387,7 @@ class Engine:
         gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()
+        _wait_for_fewer_threads(num_threads - torch.get_num_threads())
         _return_memory_to_system()
 
     def __enter__(self) -> "Engine":
@@ -407,6 +419,20 @@ def _eos_token_ids(config: DecoderConfig, tokenizer: object | None) -> frozenset
 
 def _to_int64(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
+
+
+def _num_system_threads() -> int:
+    try:
+        return len(os.listdir("/proc/self/task"))
+    except OSError:  # not Linux
+        return 0
+
+
+def _wait_for_fewer_threads(most: int, seconds: float = 1.0) -> None:
+    """OpenMP's workers end a moment after the thread that they worked for; only then is their memory free to return."""
+    until = time.monotonic() + seconds
+    while _num_system_threads() > most and time.monotonic() < until:
+        time.sleep(0.002)
 
 
 def _return_memory_to_system() -> None:
