@@ -37,6 +37,7 @@ TORCH_FREE = (
             "block_pool",
             "block_tables",
             "host_tier",
+            "kv_snapshot",
             "pins",
             "scheduler",
         )

@@ -171,6 +171,8 @@ class BlockPool:
                 else:
                     (self._idle_pinned if block.pinned else self._cached)[block_id] = None
                     self._tell("cache", block_id)
+            else:
+                self._tell("release", block_id)
         self._limit_cached()
 
     def register(self, block_id: int, key: BlockKey) -> None:

@@ -73,6 +73,7 @@ class BlockTables:
         """Whether block events are collected for `drain_events`; off while nobody listens."""
         self._events: list[BlockEvent] = []
         self._acting_for: int | None = None
+        self._acting_at: int | None = None
         self.prefix_caching = prefix_caching
         self.window = window
         self._namespace = namespace
@@ -145,7 +146,7 @@ class BlockTables:
             if block_id == TO_RESTORE:
                 assert self.tier is not None
                 key = self._key(request, index)
-                request.block_table[index] = self._allocate(request)
+                request.block_table[index] = self._allocate(request, index)
                 self.pool.register(request.block_table[index], key)
                 restored[self.tier.restore(key, request.block_table[index])] += self.block_size
         request.num_computed_tokens = len(hit) * self.block_size
@@ -239,13 +240,16 @@ class BlockTables:
     def _share(self, request: Request, block_ids: Sequence[int]) -> None:
         """Let a request hold these blocks beside their other holders: they are its block table from now on."""
         self._acting_for = request.request_id
-        for block_id in block_ids:
+        for index, block_id in enumerate(block_ids):
             if block_id > NULL_BLOCK:
+                self._acting_at = index
                 self.pool.share(block_id)
                 request.holdings.add(block_id)
         request.block_table = list(block_ids)
 
-    def _allocate(self, request: Request) -> int:
+    def _allocate(self, request: Request, index: int) -> int:
+        """A block for the request's logical block `index`."""
+        self._acting_at = index
         block_id = self.pool.allocate()
         request.holdings.add(block_id)
         return block_id
@@ -274,14 +278,15 @@ class BlockTables:
             return None
         copies: list[tuple[int, int]] = []
         if tail_is_shared:
-            request.block_table[first] = self._allocate(request)
+            request.block_table[first] = self._allocate(request, first)
             copies.append((tail, request.block_table[first]))
             self._record("copy", request.block_table[first], 1, tail)
             self._release(request, [tail])
         elif tail != NULL_BLOCK:
             self.pool.unregister(tail)  # nobody else holds it, but it must not be found while it changes
         request.num_registered_blocks = min(request.num_registered_blocks, first)
-        request.block_table.extend(self._allocate(request) for _ in range(missing))
+        for index in range(len(request.block_table), len(request.block_table) + missing):
+            request.block_table.append(self._allocate(request, index))
         request.holdings.note_peak()
         return copies
 
@@ -371,7 +376,8 @@ class BlockTables:
     def _record(self, action: BlockAction, block_id: int, ref_count: int, source: int | None = None) -> None:
         if self.recording:
             now = time.perf_counter_ns()
-            self._events.append(BlockEvent(now, action, block_id, ref_count, self._acting_for, source))
+            index = self._acting_at if action in ("alloc", "share") else None
+            self._events.append(BlockEvent(now, action, block_id, ref_count, self._acting_for, source, index))
 
     def _key(self, request: Request, index: int) -> BlockKey:
         """Key of the request's logical block `index`, which its tokens fill completely."""

@@ -30,6 +30,7 @@ from playground.engine.events import EventStream
 from playground.engine.executor import Executor
 from playground.engine.handle import GenerationHandle
 from playground.engine.holdings import Holdings
+from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.loop import CLOSED, EngineLoop
 from playground.engine.outputs import Delta, EngineStats, Generation, PinnedPrefix
 from playground.engine.pins import PinnedPrefixes
@@ -318,6 +319,13 @@ class Engine:
         """A snapshot after the latest step."""
         core = self._core
         return core.stats() if core is not None else self._last_stats
+
+    def kv_snapshot(self) -> KVSnapshot:
+        """Who holds which KV block, as of now: between two steps. Raises `RequestError` once the engine is closed.
+
+        With the events after its `time_ns` it tells every later state too. Waits for the step that is being run.
+        """
+        return self._loop.call(lambda core: KVSnapshot.of(core.scheduler))
 
     # Prefix cache
 

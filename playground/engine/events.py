@@ -80,11 +80,17 @@ class RequestEvent(NamedTuple):
     num_cache_write_tokens: int = 0
 
 
-BlockAction = Literal["alloc", "share", "copy", "free", "evict", "cache"]
+BlockAction = Literal["alloc", "share", "copy", "release", "free", "evict", "cache"]
 
 
 class BlockEvent(NamedTuple):
-    """A physical KV block changed hands. `ref_count` is the count afterwards."""
+    """A physical KV block changed hands. `ref_count` is the count afterwards.
+
+    "alloc" and "share" give a request one more hold on the block, "copy" says that the block it was just given is the
+    copy of another. "release", "free" and "cache" take one hold away: others hold it still, nobody does, or nobody does
+    but its content is kept. "evict" empties a kept block, as does a "free" of a block that nobody held; neither has
+    anything to do with the request that happened to be served at that moment.
+    """
 
     time_ns: int
     action: BlockAction
@@ -93,6 +99,8 @@ class BlockEvent(NamedTuple):
     request_id: int | None = None
     source_block_id: int | None = None
     """For "copy": the block it was copied from."""
+    index: int | None = None
+    """For "alloc" and "share": which logical block of the request it is from now on."""
 
 
 Event = StepEvent | RequestEvent | BlockEvent
@@ -101,11 +109,11 @@ Event = StepEvent | RequestEvent | BlockEvent
 class Subscription:
     """One reader's bounded queue of events, oldest dropped first."""
 
-    def __init__(self, maxlen: int) -> None:
+    def __init__(self, maxlen: int, ready: threading.Event | None = None) -> None:
         self._events: deque[Event] = deque()
         self._maxlen = maxlen
         self._lock = threading.Lock()
-        self._ready = threading.Event()
+        self._ready = ready or threading.Event()
         self.num_dropped = 0
         """Events lost because this reader was too slow."""
 
@@ -143,8 +151,9 @@ class EventStream:
         """Whether anybody listens: with nobody there the engine need not build events."""
         return bool(self._subscriptions)
 
-    def subscribe(self, maxlen: int = 65_536) -> Subscription:
-        subscription = Subscription(maxlen)
+    def subscribe(self, maxlen: int = 65_536, ready: threading.Event | None = None) -> Subscription:
+        """A queue for one reader. `ready` is set when there is something in it, for who waits for other things too."""
+        subscription = Subscription(maxlen, ready)
         with self._lock:
             self._subscriptions = (*self._subscriptions, subscription)
         return subscription

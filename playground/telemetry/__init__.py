@@ -4,15 +4,22 @@ Listens to the engine's events and is never imported by the engine; knows nothin
 """
 
 from playground.telemetry.definitions import DEFINITIONS, Definition, define
+from playground.telemetry.feed import FrameFeed, FrameReader
+from playground.telemetry.frames import EngineFacts, LiveState
 from playground.telemetry.hub import TelemetryHub
-from playground.telemetry.memory import MemoryReading, MemorySampler
+from playground.telemetry.memory import MemoryReading, MemorySample, MemorySampler
 from playground.telemetry.snapshot import HeadlineFrame, Reading
 
 __all__ = [
     "DEFINITIONS",
     "Definition",
+    "EngineFacts",
+    "FrameFeed",
+    "FrameReader",
     "HeadlineFrame",
+    "LiveState",
     "MemoryReading",
+    "MemorySample",
     "MemorySampler",
     "Reading",
     "TelemetryHub",

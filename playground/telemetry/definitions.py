@@ -9,6 +9,11 @@ from typing import Literal
 RATE_WINDOW_SECONDS = 2.0
 """Span of the rolling rates: long enough for a steady figure, short enough to follow what happens."""
 
+LATENCY_WINDOW_SECONDS = 5.0
+"""Span of the inter-token latencies' percentiles."""
+ACCEPTANCE_WINDOW_SECONDS = 30.0
+"""Span of the steps that the share of accepted drafts is taken over."""
+
 Kind = Literal["measured", "estimated"]
 
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from playground.engine.events import Event, EventStream, RequestEvent, StepEvent, Subscription
 from playground.engine.outputs import EngineStats
-from playground.telemetry.memory import MemoryReading, MemorySampler
+from playground.telemetry.memory import MemoryReading, MemorySample, MemorySampler
 from playground.telemetry.rates import FirstTokenTimes, RollingRates
 from playground.telemetry.snapshot import HeadlineFrame
 
@@ -49,6 +49,7 @@ class TelemetryHub:
         self._first_tokens = FirstTokenTimes()
         self._last_stats = EngineStats()
         self._reading = MemoryReading("process")
+        self._read_at_ns = 0
         self._out = EventStream()
         self._source: Subscription | None = None
         self._thread: threading.Thread | None = None
@@ -82,9 +83,12 @@ class TelemetryHub:
         self._stopping.set()
         thread.join()
 
-    def subscribe(self, maxlen: int = CONSUMER_EVENTS) -> Subscription:
-        """A bounded queue of all events from now on, for one consumer; it counts what it dropped."""
-        return self._out.subscribe(maxlen)
+    def subscribe(self, maxlen: int = CONSUMER_EVENTS, ready: threading.Event | None = None) -> Subscription:
+        """A bounded queue of all events from now on, for one consumer; it counts what it dropped.
+
+        `ready` is set when there is something in it, for who waits for other things too.
+        """
+        return self._out.subscribe(maxlen, ready)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         self._out.unsubscribe(subscription)
@@ -94,6 +98,12 @@ class TelemetryHub:
         with self._lock:
             steps = list(self._steps)
         return steps if limit is None else steps[max(0, len(steps) - limit) :]
+
+    def memory(self) -> MemorySample:
+        """The latest reading of the memory."""
+        with self._lock:
+            reading, time_ns = self._reading, self._read_at_ns
+        return MemorySample(time_ns, reading.source, reading.used_bytes, reading.total_bytes, reading.reserved_bytes)
 
     @property
     def num_events_dropped(self) -> int:
@@ -145,7 +155,7 @@ class TelemetryHub:
             if time.monotonic() >= next_memory:
                 reading = memory.sample()
                 with self._lock:
-                    self._reading = reading
+                    self._reading, self._read_at_ns = reading, time.perf_counter_ns()
                 next_memory = time.monotonic() + MEMORY_SECONDS
         self._engine.events.unsubscribe(source)
         self._take(source.drain())

@@ -7,7 +7,7 @@ GPU's UUID, since its own numbering ignores CUDA_VISIBLE_DEVICES.
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import psutil
 
@@ -24,6 +24,8 @@ class MemoryReading:
     source: MemorySource
     used_bytes: int | None = None
     total_bytes: int | None = None
+    reserved_bytes: int | None = None
+    """On a GPU: what this process took from the device for its tensors, in use or kept for later ones."""
 
     @property
     def definition(self) -> Definition:
@@ -32,6 +34,16 @@ class MemoryReading:
     @property
     def label(self) -> str:
         return self.definition.label
+
+
+class MemorySample(NamedTuple):
+    """A reading and when it was made, on the `perf_counter_ns` clock: what is recorded beside the engine's events."""
+
+    time_ns: int
+    source: MemorySource
+    used_bytes: int | None
+    total_bytes: int | None
+    reserved_bytes: int | None = None
 
 
 class MemorySampler:
@@ -90,7 +102,7 @@ class MemorySampler:
             return None
         try:
             memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
-            return MemoryReading("nvml", int(memory.used), int(memory.total))
+            return MemoryReading("nvml", int(memory.used), int(memory.total), self._reserved())
         except Exception:  # a GPU that fell off the bus, or a driver reloaded underneath
             return None
 
@@ -101,7 +113,15 @@ class MemorySampler:
             free, total = torch.cuda.mem_get_info(index)
         except Exception:
             return None
-        return MemoryReading("torch", int(total - free), int(total))
+        return MemoryReading("torch", int(total - free), int(total), self._reserved())
+
+    def _reserved(self) -> int | None:
+        try:
+            import torch
+
+            return int(torch.cuda.memory_reserved(self._cuda_index))
+        except Exception:
+            return None
 
 
 def _cuda_index(device: str) -> int | None:

@@ -1,39 +1,43 @@
-"""`build_ui`: the chat page over an engine and a store, and everything `launch` needs to serve it.
+"""`build_ui`: the app's pages over an engine and a store, and everything `launch` needs to serve them.
 
-Wires events to handlers; knows nothing of the command line.
+Knows nothing of the command line, and nothing of what is on a page.
 """
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-import torch
 
-import kernels
 from playground.engine.engine import Engine
 from playground.sessions import SessionStore
-from playground.telemetry import TelemetryHub
-from playground.ui.components import page_head
-from playground.ui.handlers import ChatHandlers
-from playground.ui.layout import PageFacts, Surfaces, chat_page
+from playground.telemetry import FrameFeed, TelemetryHub
+from playground.ui.components import page_head, surface
+from playground.ui.live_route import live_routes
+from playground.ui.pages import PAGES, PageContext
 from playground.ui.theme import theme
-from playground.ui.wording import PAGE_NAME, caption, empty_text, model_name, parameter_count
+from playground.ui.topbar import chips
+from playground.ui.wording import PAGE_NAME
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """The built page. `close` ends what it runs; the engine and the store belong to the caller."""
+class App:
+    """The built app. `close` ends what it runs; the engine and the store belong to the caller."""
 
     demo: gr.Blocks
-    handlers: ChatHandlers
     hub: TelemetryHub
+    feed: FrameFeed
+    on_close: ExitStack
 
     @property
     def launch_options(self) -> dict[str, Any]:
-        """For `demo.launch`: our looks, and nothing that would report, record or fetch."""
+        """For `demo.launch`: our looks and routes, and nothing that would report, record or fetch."""
+        scripts = [name for page in PAGES for name in page.scripts]
+        styles = [name for page in PAGES for name in page.styles]
         return {
             "theme": theme(),
-            "head": page_head(),
+            "head": page_head(scripts, styles),
+            "app_kwargs": {"routes": live_routes(self.feed)},
             "ssr_mode": False,
             "run_history": False,
             "footer_links": [],
@@ -41,62 +45,21 @@ class Page:
         }
 
     def close(self) -> None:
-        self.handlers.runs.close()
-        self.hub.stop()
+        self.on_close.close()
 
 
-def build_ui(engine: Engine, store: SessionStore) -> Page:
-    hub = TelemetryHub(engine, device=engine.config.device)
-    hub.start()
-    handlers = ChatHandlers(engine, store, hub)
+def build_ui(engine: Engine, store: SessionStore) -> App:
+    on_close = ExitStack()
+    hub = on_close.enter_context(TelemetryHub(engine, device=engine.config.device))
+    feed = FrameFeed(engine, hub)
+    on_close.callback(feed.close)
     with gr.Blocks(title=PAGE_NAME, analytics_enabled=False, fill_width=True) as demo:
-        surfaces = chat_page(page_facts(engine), handlers.strip())
-        _wire(demo, surfaces, handlers)
+        context = PageContext(demo, engine, store, hub, feed, on_close)
+        names = [{"name": page.name, "title": page.title} for page in PAGES]
+        with gr.Column(elem_id="page"):
+            surface("mountTopbar", "topbar", config={"name": PAGE_NAME, "pages": names, "chips": chips(engine)})
+            for page in PAGES:
+                with gr.Column(elem_id=f"page-{page.name}", elem_classes="page"):
+                    page.build(context)
     demo.queue(max_size=None)
-    return Page(demo, handlers, hub)
-
-
-def _wire(demo: gr.Blocks, on: Surfaces, do: ChatHandlers) -> None:
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
-    many: dict[str, Any] = {**quiet, "trigger_mode": "multiple"}  # the handlers themselves refuse a second reply
-    everything = [on.transcript, on.live, on.sessions, on.strip]
-    demo.load(do.load, None, everything, **quiet)
-    demo.unload(do.unload)
-    on.composer.send(do.send, None, everything, **many)
-    on.composer.stop(do.stop, None, None, queue=False, **many)
-    on.transcript.edit(do.edit, None, everything, **many)
-    on.transcript.retry(do.retry, None, everything, **many)
-    on.transcript.undo(do.undo, None, [on.transcript, on.sessions], **many)
-    on.sessions.open(do.open, None, everything, **many)
-    on.sessions.new(do.new, None, [on.transcript, on.live], **many)
-    on.sessions.rename(do.rename, None, [on.transcript, on.sessions], **many)
-    on.sessions.delete(do.delete, None, [on.transcript, on.live, on.sessions], **many)
-    on.sessions.search(do.search, None, [on.sessions], **{**many, "trigger_mode": "always_last"})
-
-
-def page_facts(engine: Engine) -> PageFacts:
-    """Model, machine and context as the page words them."""
-    config = engine.config
-    name = model_name(config.model or "")
-    parameters = engine.model_config.num_parameters
-    size = parameter_count(parameters)
-    device = "CPU" if config.device == "cpu" else torch.cuda.get_device_name(config.device)
-    threads = f", {torch.get_num_threads()} threads" if config.device == "cpu" else ""
-    choices = kernels.explain(config.device)
-    backends = " and ".join(sorted({choice.backend for choice in choices}))
-    model_chip = {
-        "text": f"{name} · {size} · {config.dtype}",
-        "short": name.rpartition("/")[2],
-        "tip": f"The model that answers, its parameters and the type of its weights. Loaded from {config.model}.",
-    }
-    device_chip = {
-        "text": f"{device}{threads} · kernels: {backends}",
-        "short": "CPU" if config.device == "cpu" else "GPU",
-        "tip": f"Where the model runs, and the kernels it runs on: {choices[0].reason}.",
-    }
-    return PageFacts(
-        chips=[model_chip, device_chip],
-        caption=caption(name, parameters),
-        empty_text=empty_text(name, parameters),
-        context=config.max_model_len or 0,
-    )
+    return App(demo, hub, feed, on_close)

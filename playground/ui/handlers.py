@@ -1,7 +1,7 @@
 """What happens when the page asks for something: each event's handler, and how a reply is streamed to a browser tab.
 
 Handlers keep no conversation: the truth is the store, a reply being written belongs to its `ChatRun`, and every event
-says which chat the tab shows. The reply's frames and the figures above them travel as outputs of one generator.
+says which chat the tab shows. What the engine does meanwhile reaches the browser as live frames, and not from here.
 """
 
 import asyncio
@@ -17,8 +17,9 @@ from playground.engine.engine import Engine
 from playground.errors import PlaygroundError
 from playground.sessions import SessionStore
 from playground.telemetry import TelemetryHub
+from playground.telemetry.pace import pause
 from playground.ui import views
-from playground.ui.frames import TEXT_HZ, ReplyFrames, Throttle, pause
+from playground.ui.frames import ReplyFrames
 from playground.ui.runs import ChatRun, RunRegistry
 from playground.ui.turns import Turns, Wish
 from playground.ui.wording import PAGE_NAME
@@ -26,8 +27,8 @@ from playground.ui.wording import PAGE_NAME
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Outputs = tuple[Any, Any, Any, Any]
-"""Transcript, live reply, list of chats, strip; `gr.skip()` where nothing changes."""
+Outputs = tuple[Any, Any, Any]
+"""Transcript, live reply, list of chats; `gr.skip()` where nothing changes."""
 Frames = AsyncGenerator[Outputs, None]
 CHATS_SHOWN = 200
 STEPS_LOOKED_AT = 8
@@ -130,9 +131,6 @@ class ChatHandlers:
         self._shown.pop(tab, None)
         self.runs.cancel_owned(tab)
 
-    def strip(self, *, sample: bool = False) -> dict[str, Any]:
-        return views.strip(self._hub.frame(), sample=sample)
-
     # Streaming
 
     async def _show(self, chat_id: int | None, tab: str, with_list: bool = False) -> Frames:
@@ -141,7 +139,7 @@ class ChatHandlers:
         run = self.runs.get(chat_id)
         view = await self._transcript(chat_id, run=run)
         self._shown[tab] = view["chat"]
-        yield view, views.NO_REPLY, chats, self.strip()
+        yield view, views.NO_REPLY, chats
         if run is not None:
             async with aclosing(self._watch(run, tab)) as frames:
                 async for outputs in frames:
@@ -159,7 +157,6 @@ class ChatHandlers:
                 await self._transcript(chat_id, run=other, error=error, restore=restore),
                 gr.skip(),
                 gr.skip(),
-                gr.skip(),
             )
             if other is not None:
                 async with aclosing(self._watch(other, tab)) as frames:
@@ -168,7 +165,7 @@ class ChatHandlers:
             return
         self._shown[tab] = run.chat_id
         try:
-            yield await self._transcript(run.chat_id, run=run), views.NO_REPLY, await self._chats(), self.strip()
+            yield await self._transcript(run.chat_id, run=run), views.NO_REPLY, await self._chats()
             async with aclosing(self._watch(run, tab)) as frames:
                 async for outputs in frames:
                     yield outputs
@@ -179,17 +176,16 @@ class ChatHandlers:
 
     async def _watch(self, run: ChatRun, tab: str) -> Frames:
         """Frames of a run until it is stored or the tab shows another chat; then the transcript with the reply."""
-        frames, figures = ReplyFrames(), Throttle(TEXT_HZ)
+        frames = ReplyFrames()
         while not run.ended:
             if self._shown.get(tab) != run.chat_id:
                 return
             started = time.perf_counter()
-            headline = self.strip(sample=True) if figures.due() else gr.skip()
-            yield gr.skip(), views.live(run, frames, self._num_read(run)), gr.skip(), headline
+            yield gr.skip(), views.live(run, frames, self._num_read(run)), gr.skip()
             await asyncio.sleep(pause(time.perf_counter() - started))
         if self._shown.get(tab) == run.chat_id:
             view = await self._transcript(run.chat_id, error=run.problem)
-            yield view, views.NO_REPLY, await self._chats(), self.strip(sample=True)
+            yield view, views.NO_REPLY, await self._chats()
 
     def _num_read(self, run: ChatRun) -> int | None:
         """How much of a run's prompt the engine's latest steps have computed; None where they had no part of it."""

@@ -151,15 +151,15 @@ def _serve(options: ServeOptions, stop: _StopSignal) -> None:
         gradio.join()
         from playground.ui.app import build_ui
 
-        page = build_ui(engine, store)
+        app = build_ui(engine, store)
         try:
-            _, _, public_url = page.demo.launch(
+            _, _, public_url = app.demo.launch(
                 server_name=host,
                 server_port=port,
                 share=options.share,
                 prevent_thread_lock=True,
                 quiet=True,
-                **page.launch_options,
+                **app.launch_options,
             )
             print(f"Inference Playground: http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)  # noqa: T201
             if public_url:
@@ -170,8 +170,8 @@ def _serve(options: ServeOptions, stop: _StopSignal) -> None:
             raise ConfigError(f"Cannot listen on {host}:{port} ({error}): choose another --port.") from None
         finally:
             gc.freeze()  # the process is about to end: what it still holds need not be searched for cycles
-            page.close()
-            page.demo.close(verbose=False)
+            app.close()
+            app.demo.close(verbose=False)
 
 
 def _import_gradio() -> None:

@@ -1,4 +1,4 @@
-"""The plain values that the page's components draw: transcript, live reply, list of chats, strip. Pure functions.
+"""The plain values that the page's components draw: transcript, live reply, list of chats. Pure functions.
 
 Texts travel as JSON strings and become text nodes in the browser; no markup is made here. Each value carries a
 revision, so that a late one never replaces a newer one.
@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from playground.sessions import ChatInfo, MessageInfo
-from playground.telemetry import HeadlineFrame, define
-from playground.telemetry.format import Quantity, format_bytes, format_count, format_rate, format_seconds
+from playground.telemetry.format import format_count
 from playground.ui.frames import ReplyFrames
 from playground.ui.runs import ChatRun
 from playground.ui.wording import context_tokens, live_figures, reply_figures
@@ -95,51 +94,3 @@ def live(run: ChatRun, frames: ReplyFrames, num_read: int | None) -> View:
 def chat_list(chats: Sequence[ChatInfo], query: str = "", error: str | None = None) -> View:
     sessions = [{"id": chat.id, "title": chat.title, "updated_ms": chat.updated_ms} for chat in chats]
     return {"rev": next(_revisions), "query": query, "sessions": sessions, "error": error}
-
-
-def strip(frame: HeadlineFrame, *, sample: bool) -> View:
-    """The headline figures; `sample` adds them to the small lines, which stand still while nothing runs."""
-    in_use, cached, empty = frame.kv_blocks_in_use, frame.kv_blocks_cached, frame.kv_blocks_empty
-    memory = define(f"memory_{frame.memory_source}")
-    of_total = f"of {format_bytes(frame.memory_total_bytes)}" if frame.memory_total_bytes else ""
-    memory_used = format_bytes(frame.memory_used_bytes)
-    now = f"Now: {memory_used} {of_total}.".replace(" .", ".")
-    short = "Process memory" if frame.memory_source == "process" else ""
-    tiles = {
-        "first_token": _tile(format_seconds(frame.time_to_first_token)),
-        "rate": _tile(format_rate(frame.generated_tokens_per_second), sample=frame.generated_tokens_per_second),
-        "in_use": _tile(
-            format_count(in_use),
-            unit=f"of {format_count(frame.kv_blocks_total)}" if frame.kv_blocks_total else "",
-            parts=[in_use or 0, cached or 0, empty or 0],
-        ),
-        "cached": _tile(format_count(cached), unit=f"{format_count(empty)} empty" if empty is not None else ""),
-        "requests": _tile(
-            format_count(frame.num_running), unit=f"{format_count(frame.num_waiting)} waiting", sample=frame.num_running
-        ),
-        "memory": _tile(memory_used, label=memory.label, short=short, tip=f"{memory.hover} {now}"),
-    }
-    return {"sample": sample, "tiles": tiles}
-
-
-def _tile(quantity: Quantity, unit: str | None = None, **more: Any) -> View:
-    return {"text": quantity.number, "unit": quantity.unit if unit is None else unit, **more}
-
-
-def strip_tiles() -> list[View]:
-    """The strip's constant part: which tiles there are, their labels and definitions."""
-    cached = f"{define('kv_blocks_cached').hover} {define('kv_blocks_empty').hover}"
-    requests = f"{define('num_running').hover} {define('num_waiting').hover}"
-    return [
-        {"name": "first_token", **_named("time_to_first_token"), "short": "First token"},
-        {"name": "rate", **_named("generated_tokens_per_second"), "line": "rate"},
-        {"name": "in_use", **_named("kv_blocks_in_use"), "parts": ["use", "idle", "free"]},
-        {"name": "cached", "label": "KV blocks cached, idle", "short": "KV blocks cached", "tip": cached},
-        {"name": "requests", "label": "Requests running", "line": "state", "tip": requests},
-        {"name": "memory", **_named("memory_process")},
-    ]
-
-
-def _named(key: str) -> View:
-    definition = define(key)
-    return {"label": definition.label, "tip": definition.hover}

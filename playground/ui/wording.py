@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from playground.config import SpeculationConfig
 from playground.engine.outputs import RequestMetrics
 from playground.telemetry.definitions import define
 from playground.telemetry.format import MISSING, format_count, format_number, format_rate, format_seconds
@@ -43,6 +44,11 @@ def parameter_count(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return str(count)
+
+
+def speculation_text(config: SpeculationConfig) -> str:
+    """How drafts are made: "speculation: draft, K = 4"."""
+    return f"speculation: {config.method}, K = {config.num_tokens}"
 
 
 def caption(name: str, parameters: int) -> str:

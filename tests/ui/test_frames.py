@@ -2,15 +2,8 @@
 
 import random
 
-from playground.ui.frames import FRAME_HZ, FULL_EVERY, OVERLAP, SLOW_FRAME_HZ, ReplyFrames, Throttle, pause
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from playground.telemetry.pace import FRAME_HZ, SLOW_FRAME_HZ, pause
+from playground.ui.frames import FULL_EVERY, OVERLAP, ReplyFrames
 
 
 def read(frames: list[tuple[int, str]]) -> str:
@@ -56,18 +49,6 @@ def test_a_window_stays_small_while_the_text_grows() -> None:
     cutter = ReplyFrames()
     sizes = [len(cutter.next("x" * 10 * n)[1]) for n in range(200)]
     assert max(size for n, size in enumerate(sizes) if n % FULL_EVERY) <= 10 * (OVERLAP + 1)
-
-
-def test_the_throttle_says_yes_at_its_rate_and_never_in_a_burst() -> None:
-    clock = Clock()
-    throttle = Throttle(4.0, clock)
-    said = 0
-    for _ in range(1000):  # 10 s in steps of 10 ms
-        said += throttle.due()
-        clock.now += 0.01
-    assert 40 <= said <= 41
-    clock.now += 60  # asleep for a minute
-    assert [throttle.due() for _ in range(5)].count(True) == 1
 
 
 def test_a_slow_frame_halves_the_rate_and_a_wait_is_never_negative() -> None:

@@ -47,7 +47,7 @@ def test_a_reply_is_sent_as_question_then_frames_then_transcript(handlers: ChatH
     assert [session["id"] for session in views_of(outputs, 2)[-1]["sessions"]] == [last["chat"]]
 
 
-def test_frames_come_at_about_12_hz_and_figures_at_most_at_4(handlers: ChatHandlers) -> None:
+def test_frames_come_at_about_12_hz(handlers: ChatHandlers) -> None:
     async def scenario() -> tuple[float, list[tuple[Any, ...]]]:
         started = asyncio.get_running_loop().time()
         outputs = await collect(send(handlers, settings={**LONG, "max_tokens": "400"}))
@@ -55,7 +55,6 @@ def test_frames_come_at_about_12_hz_and_figures_at_most_at_4(handlers: ChatHandl
 
     seconds, outputs = asyncio.run(scenario())
     assert len(views_of(outputs, 1)) <= 12 * seconds + 3
-    assert len(views_of(outputs, 3)) <= 4 * seconds + 3
 
 
 def test_stop_ends_the_stream_with_the_partial_text(handlers: ChatHandlers, engine: Engine) -> None:
@@ -166,7 +165,7 @@ def test_the_page_opens_the_chat_of_its_address_and_an_empty_one_for_nonsense(
 ) -> None:
     chat_id = asyncio.run(collect(send(handlers)))[-1][0]["chat"]
     (output,) = asyncio.run(collect(handlers.load(request(chat=str(chat_id)))))
-    assert output[0]["chat"] == chat_id and len(output[0]["messages"]) == 2 and is_view(output[3])
+    assert output[0]["chat"] == chat_id and len(output[0]["messages"]) == 2
     for nonsense in ("", "99999", "-1", "1;drop", "²", "9" * 40, "<img>"):
         (output,) = asyncio.run(collect(handlers.load(request(chat=nonsense))))
         assert output[0]["chat"] is None and output[0]["messages"] == [], nonsense

@@ -3,8 +3,6 @@
 import json
 
 from playground.sessions import SessionStore
-from playground.telemetry import HeadlineFrame
-from playground.telemetry.format import MISSING
 from playground.ui import views
 
 HOSTILE = '<img src=x onerror="window.__pwned=1">${window.__pwned=1}{{value}}</script>'
@@ -39,34 +37,3 @@ def test_messages_left_out_of_the_context_are_said(store: SessionStore) -> None:
         view["left_out"]
         == "The first 4 messages no longer fit the model's context and were not read for the latest reply."
     )
-
-
-def test_the_strip_has_a_value_for_every_tile_and_dashes_for_what_is_missing() -> None:
-    view = views.strip(HeadlineFrame(), sample=False)
-    assert set(view["tiles"]) == {tile["name"] for tile in views.strip_tiles()}
-    assert view["tiles"]["in_use"]["text"] == view["tiles"]["first_token"]["text"] == MISSING
-    assert all(len(tile["tip"]) > 20 for tile in views.strip_tiles())
-
-
-def test_the_strip_tells_the_three_kinds_of_blocks_apart() -> None:
-    frame = HeadlineFrame(
-        kv_blocks_in_use=27, kv_blocks_cached=31, kv_blocks_empty=198, kv_blocks_total=256, num_waiting=2
-    )
-    tiles = views.strip(frame, sample=True)["tiles"]
-    assert (tiles["in_use"]["text"], tiles["in_use"]["unit"], tiles["in_use"]["parts"]) == (
-        "27",
-        "of 256",
-        [27, 31, 198],
-    )
-    assert (tiles["cached"]["text"], tiles["cached"]["unit"]) == ("31", "198 empty")
-    assert tiles["requests"]["unit"] == "2 waiting"
-
-
-def test_memory_says_whose_it_is() -> None:
-    process = views.strip(HeadlineFrame(memory_used_bytes=2**30, memory_total_bytes=2**34), sample=False)["tiles"][
-        "memory"
-    ]
-    gpu = views.strip(HeadlineFrame(memory_used_bytes=2**30, memory_source="nvml"), sample=False)["tiles"]["memory"]
-    assert (process["label"], process["text"], process["unit"]) == ("Memory of this process", "1.00", "GiB")
-    assert "Now: 1.00 GiB of 16.0 GiB." in process["tip"]
-    assert gpu["label"] == "GPU memory" and "NVML" in gpu["tip"]

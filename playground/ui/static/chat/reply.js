@@ -6,7 +6,7 @@
   const { el } = P;
   const TEXT_MS = 240;
 
-  P.mountLive = (element, props, watch) => {
+  P.mountReply = (element, props, watch) => {
     const text = el("div", { class: "text" });
     const cursor = el("span", { class: "cursor", "aria-hidden": "true" });
     const phase = el("span", { class: "phase" });
@@ -38,7 +38,7 @@
 
     P.bind(props, watch, (value) => {
       if (!value || value.run === null || value.run === undefined || value.chat !== P.state.chat) { clear(); return; }
-      if (value.run !== run) { clear(); run = value.run; seq = -1; root.hidden = false; }
+      if (value.run !== run) { clear(); run = value.run; seq = -1; root.hidden = false; P.setState({ request: run }); }
       if (value.seq <= seq || value.at > written.length) return; // an old frame, or one that a later full frame will mend
       seq = value.seq;
       const grown = written.slice(0, value.at) + value.text;

@@ -9,7 +9,7 @@
   const load = () => { try { return JSON.parse(window.localStorage.getItem(STORED)) || {}; } catch { return {}; } };
   const save = (settings) => { try { window.localStorage.setItem(STORED, JSON.stringify(settings)); } catch { /* private mode: forgotten on reload */ } };
 
-  P.mountComposer = (element, props, watch, fire, config) => {
+  P.mountComposer = (element, fire, config) => {
     const area = el("textarea", { rows: "1", placeholder: "Write a message", "aria-label": "Message", maxlength: "200000" });
     const used = el("span", { class: "used" });
     const send = el("button", { class: "button strong send", type: "button" });

@@ -35,8 +35,9 @@
     return svg;
   };
 
-  // The only state components share: which chat this tab shows and whether a reply is running in it.
-  P.state = { chat: null, running: false, tokens: null };
+  // The only state components share: which chat this tab shows, whether a reply is running in it, and the engine's id of the
+  // latest request that this tab had or saw written.
+  P.state = { chat: null, running: false, tokens: null, request: null };
   const listeners = [];
   P.onState = (listener) => listeners.push(listener);
   P.setState = (change) => {
@@ -95,19 +96,22 @@
 
   // One tooltip for the page, for whatever carries data-tip; shown on hover and on keyboard focus, hidden by Escape.
   const tip = P.el("div", { class: "tip", role: "tooltip", id: "playground-tip", hidden: true });
-  const showTip = (target) => {
-    tip.textContent = target.dataset.tip;
+  const placeTip = (text, at) => {
+    if (tip.textContent !== text) tip.textContent = text;
     tip.hidden = false;
     if (!tip.isConnected) document.body.append(tip);
-    const at = target.getBoundingClientRect();
-    const width = Math.min(320, window.innerWidth - 16);
-    tip.style.maxWidth = `${width}px`;
+    tip.style.maxWidth = `${Math.min(320, window.innerWidth - 16)}px`;
     const box = tip.getBoundingClientRect();
     const below = at.bottom + 6 + box.height < window.innerHeight;
     tip.style.left = `${Math.max(8, Math.min(at.left, window.innerWidth - box.width - 8))}px`;
     tip.style.top = `${below ? at.bottom + 6 : at.top - box.height - 6}px`;
+  };
+  const showTip = (target) => {
+    placeTip(target.dataset.tip, target.getBoundingClientRect());
     target.setAttribute("aria-describedby", tip.id);
   };
+  // For what is inside a picture: a text beside a point of the window.
+  P.tip = { at: (x, y, text) => placeTip(text, { left: x + 12, top: y - 4, bottom: y + 8 }), hide: () => { tip.hidden = true; } };
   const hideTip = (event) => {
     tip.hidden = true;
     const target = event && event.target.closest && event.target.closest("[data-tip]");

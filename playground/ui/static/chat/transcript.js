@@ -101,7 +101,7 @@
       P.setState({ chat: value.chat, running: Boolean(value.running), tokens: value.tokens });
       if (value.restore && P.calls.restore) P.calls.restore(value.restore);
       if (opened && value.system !== undefined && P.calls.system) P.calls.system(value.system);
-      document.title = value.title ? `${value.title} · ${config.name}` : config.name;
+      P.pages.title("chat", value.title);
       const url = new URL(window.location);
       if (value.chat) url.searchParams.set("chat", value.chat); else url.searchParams.delete("chat");
       if (url.href !== window.location.href) window.history.replaceState(null, "", url);

@@ -1,0 +1,270 @@
+"""`FrameFeed`: one thread that builds the live frames for everybody who watches, some 12 times a second, while there is
+something to tell.
+
+Each frame is built and written as JSON once, whoever reads it. Readers have short queues of their own: one that falls
+behind loses frames, which are counted, and starts anew from an opening frame. With no reader the feed lets go of
+everything after a short while; an idle engine with readers costs nothing but a sleeping thread.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from playground.config import EngineConfig
+from playground.engine.events import Subscription
+from playground.engine.kv_snapshot import KVSnapshot
+from playground.engine.outputs import EngineStats
+from playground.errors import PlaygroundError
+from playground.telemetry.frames import EngineFacts, Frame, LiveState
+from playground.telemetry.hub import TelemetryHub
+from playground.telemetry.pace import pause
+
+QUEUED_FRAMES = 12
+FULL_SECONDS = 10.0
+"""While something happens, one frame in so many seconds carries the whole state."""
+IDLE_HZ = 4.0
+"""Rate of the frames in which only time passes."""
+SLEEP_SECONDS = 0.5
+"""How long the thread sleeps at most when nothing happens: what `close` may have to wait."""
+LINGER_SECONDS = 30.0
+"""How long the state outlives its last reader: a page that is reloaded goes on where it was."""
+
+logger = logging.getLogger(__name__)
+
+
+class FramedEngine(Protocol):
+    """All that the feed needs of an engine, beside what the hub hears of it."""
+
+    @property
+    def config(self) -> EngineConfig: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def kv_snapshot(self) -> KVSnapshot: ...
+
+
+def facts_of(engine: FramedEngine) -> EngineFacts:
+    stats, config = engine.stats(), engine.config
+    num_blocks = stats.kv_blocks_total
+    return EngineFacts(
+        model=config.model or "",
+        num_blocks=num_blocks,
+        block_size=stats.kv_block_size,
+        block_bytes=stats.memory_kv_bytes / (num_blocks + 1) if num_blocks else 0,  # one more: the null block
+        weights_bytes=stats.memory_weights_bytes,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=config.max_model_len or 0,
+        speculation=config.speculation.method if config.speculation is not None else None,
+    )
+
+
+class FrameReader:
+    """One reader's frames, as JSON. `on_ready` is called from the feed's thread whenever there is something new."""
+
+    def __init__(self, feed: "FrameFeed", on_ready: Callable[[], None]) -> None:
+        self.num_dropped = 0
+        """Frames lost because this reader was too slow."""
+        self._feed = feed
+        self._on_ready = on_ready
+        self._frames: deque[str] = deque()
+        self._lock = threading.Lock()
+        self._lost = True
+        self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        """The feed was closed: nothing comes any more."""
+        return self._ended
+
+    def take(self) -> str | None:
+        """The oldest frame not read yet; None if there is none now."""
+        with self._lock:
+            return self._frames.popleft() if self._frames else None
+
+    def close(self) -> None:
+        """Read no more. May be called twice, and from any thread."""
+        self._feed._remove(self)
+
+    def _put(self, frame: str, *, opening: bool = False) -> None:
+        with self._lock:
+            if opening:
+                self._lost = False
+            elif self._lost:
+                return
+            elif len(self._frames) >= QUEUED_FRAMES:  # what follows a gap is of no use: it starts anew when it is back
+                self.num_dropped += len(self._frames) + 1
+                self._frames.clear()
+                self._lost = True
+                return
+            self._frames.append(frame)
+        self._on_ready()
+
+    def _end(self) -> None:
+        self._ended = True
+        self._on_ready()
+
+
+class FrameFeed:
+    """Live frames of one engine at a time. All methods are thread-safe."""
+
+    def __init__(self, engine: FramedEngine, hub: TelemetryHub, *, linger_seconds: float = LINGER_SECONDS) -> None:
+        """`hub` watches `engine`, and is started and stopped by whoever made it."""
+        self._engine = engine
+        self._hub = hub
+        self._linger_seconds = linger_seconds
+        self._readers: tuple[FrameReader, ...] = ()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self.num_frames = 0
+        """Frames built so far, for all readers together."""
+
+    @property
+    def num_readers(self) -> int:
+        return len(self._readers)
+
+    def read(self, on_ready: Callable[[], None] = lambda: None) -> FrameReader:
+        """Begin to read: the first frame is an opening one, and comes at once."""
+        reader = FrameReader(self, on_ready)
+        with self._lock:
+            if self._closed:
+                reader._end()
+                return reader
+            self._readers = (*self._readers, reader)
+            self._start()
+        self._wake.set()
+        return reader
+
+    def watch(self, engine: FramedEngine, hub: TelemetryHub) -> None:
+        """Go on with another engine: every reader starts anew."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            self._engine, self._hub = engine, hub
+        self._wake.set()
+        if thread is not None:
+            thread.join()
+        with self._lock:
+            for reader in self._readers:
+                reader._lost = True
+            if self._readers and not self._closed:
+                self._start()
+
+    def close(self) -> None:
+        """End the thread and all readers. May be called twice."""
+        with self._lock:
+            self._closed = True
+            readers, self._readers = self._readers, ()
+            thread, self._thread = self._thread, None
+        self._wake.set()
+        for reader in readers:
+            reader._end()
+        if thread is not None:
+            thread.join()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._run, args=(self._engine, self._hub), name="frame-feed", daemon=True
+            )
+            self._thread.start()
+
+    def _remove(self, reader: FrameReader) -> None:
+        with self._lock:
+            self._readers = tuple(one for one in self._readers if one is not reader)
+
+    def _run(self, engine: FramedEngine, hub: TelemetryHub) -> None:
+        events = hub.subscribe(ready=self._wake)
+        try:
+            self._build(_Builder(engine, hub, events))
+        except PlaygroundError as error:  # the engine was closed while it was being read
+            logger.debug("The live frames end: %s", error)
+        except Exception:
+            logger.exception("building live frames failed; the next reader starts anew")
+        finally:
+            hub.unsubscribe(events)
+            with self._lock:
+                if self._thread is threading.current_thread():
+                    self._thread = None
+
+    def _build(self, builder: "_Builder") -> None:
+        read_at = time.monotonic()
+        while True:
+            with self._lock:
+                if self._thread is not threading.current_thread():
+                    return
+                readers = self._readers
+                if readers:
+                    read_at = time.monotonic()
+                elif time.monotonic() - read_at >= self._linger_seconds:
+                    self._thread = None
+                    return
+            started = time.perf_counter()
+            frame = builder.next()
+            if frame is not None:
+                self.num_frames += 1
+                text = _written(frame)
+                for reader in readers:
+                    reader._put(text)
+            newcomers = [reader for reader in readers if reader._lost]
+            if newcomers:
+                opening = _written(builder.opening())
+                for reader in newcomers:
+                    reader._put(opening, opening=True)
+            time.sleep(pause(time.perf_counter() - started))
+            self._wake.wait(1 / IDLE_HZ if builder.is_moving else SLEEP_SECONDS)
+
+
+class _Builder:
+    """Feeds one engine's events to a `LiveState` and cuts its frames."""
+
+    def __init__(self, engine: FramedEngine, hub: TelemetryHub, events: Subscription) -> None:
+        self._engine = engine
+        self._hub = hub
+        self._events = events
+        self._state = LiveState(facts_of(engine), time.perf_counter_ns())
+        self._state.resync(engine.kv_snapshot())
+        self._lost_before = self._num_lost
+        self._full_at = time.monotonic() + FULL_SECONDS
+        self._was_moving = True
+
+    @property
+    def _num_lost(self) -> int:
+        return self._hub.num_events_dropped + self._events.num_dropped
+
+    @property
+    def is_moving(self) -> bool:
+        return self._state.is_moving(time.perf_counter_ns())
+
+    def next(self) -> Frame | None:
+        """The next frame, or None where it would show what the one before showed."""
+        events = self._events.drain()
+        for event in events:
+            self._state.apply(event)
+        num_lost = self._num_lost - self._lost_before
+        resynced = num_lost > self._state.num_dropped
+        if resynced:
+            self._state.num_dropped = num_lost
+            self._state.resync(self._engine.kv_snapshot())
+        moving = self.is_moving
+        if not events and not moving and not self._was_moving:
+            return None
+        self._was_moving = moving  # the frame after the last movement shows the rest
+        self._state.apply(self._hub.memory())
+        full = time.monotonic() >= self._full_at or resynced
+        if full:
+            self._full_at = time.monotonic() + FULL_SECONDS
+        return self._state.frame(time.perf_counter_ns(), full=full, final=not moving)
+
+    def opening(self) -> Frame:
+        """Where a new reader starts."""
+        self._state.apply(self._hub.memory())
+        return self._state.opening(time.perf_counter_ns())
+
+
+def _written(frame: Frame) -> str:
+    return json.dumps(frame, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,75 @@
+"""The live frames over HTTP: one server-sent event stream, and the worker through which a browser's tabs share it.
+
+A browser opens at most six connections to one address, for all of its tabs together; a stream a tab would use them up.
+So the tabs share one through a `SharedWorker`, where there are such, and only else have a stream each.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from playground.telemetry import FrameFeed, FrameReader
+from playground.ui.components import STATIC
+
+QUIET_SECONDS = 15.0
+"""An idle stream says so this often, or proxies would take it for dead."""
+RETRY_MS = 1000
+
+
+def live_routes(feed: FrameFeed) -> list[Route]:
+    """Routes for `launch(app_kwargs={"routes": ...})`."""
+
+    async def frames(request: Request) -> Response:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(_events(feed, request), media_type="text/event-stream", headers=headers)
+
+    async def worker(request: Request) -> Response:
+        code = (STATIC / "live" / "worker.js").read_text(encoding="utf-8")
+        return Response(code, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
+
+    return [Route("/live/frames", frames), Route("/live/worker.js", worker)]
+
+
+async def _events(feed: FrameFeed, request: Request) -> AsyncIterator[str]:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake() -> None:
+        try:
+            loop.call_soon_threadsafe(ready.set)
+        except RuntimeError:  # the server's loop has ended, and its streams with it
+            reader.close()
+
+    reader = feed.read(wake)
+    gone = asyncio.create_task(_gone(request))
+    gone.add_done_callback(lambda _: ready.set())
+    try:
+        yield f"retry: {RETRY_MS}\n\n"
+        while not gone.done():
+            async for text in _ready_frames(reader):
+                yield f"data: {text}\n\n"
+            if reader.ended:
+                return
+            try:
+                await asyncio.wait_for(ready.wait(), QUIET_SECONDS)
+            except TimeoutError:
+                yield ": nothing new\n\n"
+            ready.clear()
+    finally:
+        gone.cancel()
+        reader.close()
+
+
+async def _ready_frames(reader: FrameReader) -> AsyncIterator[str]:
+    while (text := reader.take()) is not None:
+        yield text
+
+
+async def _gone(request: Request) -> None:
+    """Until the browser has closed the connection."""
+    message: Any = {}
+    while message.get("type") != "http.disconnect":
+        message = await request.receive()

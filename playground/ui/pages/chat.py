@@ -1,0 +1,85 @@
+"""The chat page: sessions, conversation, and the instrument panel that shows what the engine does meanwhile."""
+
+from typing import Any
+
+import gradio as gr
+
+from playground.ui import strip
+from playground.ui.components import surface
+from playground.ui.handlers import ChatHandlers
+from playground.ui.pages.page import MANY, QUIET, Page, PageContext
+from playground.ui.settings import DEFAULTS, PRESETS, SETTINGS
+from playground.ui.wording import EMPTY_TITLE, EXAMPLES, PAGE_NAME, caption, empty_text, model_name
+
+VIEWS: tuple[str, ...] = ()
+"""The panel's views from top to bottom: each is one file in `static/live/` that names itself so with `P.view`."""
+
+
+def build(context: PageContext) -> None:
+    engine = context.engine
+    do = ChatHandlers(engine, context.store, context.hub)
+    context.on_close.callback(do.runs.close)
+    name, parameters = model_name(engine.config.model or ""), engine.model_config.num_parameters
+    words = {
+        "name": PAGE_NAME,
+        "empty_title": EMPTY_TITLE,
+        "empty_text": empty_text(name, parameters),
+        "examples": EXAMPLES,
+    }
+    composing = _settings() | {"context": engine.config.max_model_len or 0, "caption": caption(name, parameters)}
+    surface("mountStrip", "strip", config={"tiles": strip.tiles()})
+    sessions = surface("mountSessions", "sessions", events=("open", "new", "rename", "delete", "search"), live=True)
+    with gr.Column(elem_id="chat"):
+        with gr.Column(elem_id="conversation"):
+            events = ("retry", "undo", "edit")
+            transcript = surface("mountTranscript", "transcript", events=events, config=words, live=True)
+            reply = surface("mountReply", "live", live=True)
+        composer = surface("mountComposer", "composer", events=("send", "stop"), config=composing)
+    surface("mountPanel", "panel", config={"views": VIEWS})
+
+    everything = [transcript, reply, sessions]
+    context.demo.load(do.load, None, everything, **QUIET)
+    context.demo.unload(do.unload)
+    composer.send(do.send, None, everything, **MANY)
+    composer.stop(do.stop, None, None, queue=False, **MANY)
+    transcript.edit(do.edit, None, everything, **MANY)
+    transcript.retry(do.retry, None, everything, **MANY)
+    transcript.undo(do.undo, None, [transcript, sessions], **MANY)
+    sessions.open(do.open, None, everything, **MANY)
+    sessions.new(do.new, None, [transcript, reply], **MANY)
+    sessions.rename(do.rename, None, [transcript, sessions], **MANY)
+    sessions.delete(do.delete, None, everything, **MANY)
+    sessions.search(do.search, None, [sessions], **{**MANY, "trigger_mode": "always_last"})
+
+
+def _settings() -> dict[str, Any]:
+    """The composer's sampling settings."""
+    fields = [
+        {
+            "name": setting.name,
+            "label": setting.label,
+            "tip": setting.tip,
+            "step": 1 if setting.whole else 0,
+            "placeholder": setting.placeholder,
+        }
+        for setting in SETTINGS
+    ]
+    return {"fields": fields, "presets": PRESETS, "defaults": DEFAULTS}
+
+
+PAGE = Page(
+    "chat",
+    "Chat",
+    build,
+    scripts=(
+        "chat/markdown.js",
+        "chat/transcript.js",
+        "chat/reply.js",
+        "chat/composer.js",
+        "chat/sessions.js",
+        "live/strip.js",
+        "live/panel.js",
+        *(f"live/{view}.js" for view in VIEWS),
+    ),
+    styles=("chat/chat.css", "live/live.css"),
+)

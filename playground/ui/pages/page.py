@@ -1,0 +1,45 @@
+"""What a page is, and what it is given to be built from."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from playground.engine.engine import Engine
+from playground.sessions import SessionStore
+from playground.telemetry import FrameFeed, TelemetryHub
+
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+"""For every event of ours: no spinner over the component, not in the public API, no queue of its own."""
+MANY: dict[str, Any] = {**QUIET, "trigger_mode": "multiple"}
+"""For events that may come while one of their kind is being handled: the handler itself judges."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageContext:
+    """All that pages work with. It outlives none of them: what a page starts, it ends through `on_close`."""
+
+    demo: gr.Blocks
+    engine: Engine
+    store: SessionStore
+    hub: TelemetryHub
+    feed: FrameFeed
+    on_close: ExitStack
+    """Callbacks for when the app ends, last one first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One entry of the top bar."""
+
+    name: str
+    """In the address and in element ids: lower case, one word."""
+    title: str
+    """In the top bar."""
+    build: Callable[[PageContext], None]
+    """Makes the page's components inside the current column, and wires them."""
+    scripts: tuple[str, ...] = ()
+    """Files in `static/`, after the shared ones, in the order in which they are to be run."""
+    styles: tuple[str, ...] = ()

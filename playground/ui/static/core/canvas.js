@@ -1,0 +1,84 @@
+// Drawing by hand: a canvas as sharp as the screen, colours from the style sheet that follow the theme, one tooltip.
+(() => {
+  "use strict";
+  const P = window.Playground;
+  const { el } = P;
+
+  // Colours by their css variable without "--pg-". Read once a theme: getComputedStyle in a drawing loop is slow.
+  const cache = new Map();
+  const painters = new Set();
+  P.color = (name) => {
+    if (!cache.has(name)) cache.set(name, getComputedStyle(document.body).getPropertyValue(`--pg-${name}`).trim() || "#888");
+    return cache.get(name);
+  };
+  P.FONT = "11px ui-sans-serif, system-ui, sans-serif";
+  P.calm = window.matchMedia("(prefers-reduced-motion: reduce)");
+
+  // Called when everything must be drawn anew: another theme, another size.
+  P.onRepaint = (paint) => { painters.add(paint); return () => painters.delete(paint); };
+  let queued = 0;
+  const repaint = () => {
+    if (queued) return;
+    queued = window.requestAnimationFrame(() => { queued = 0; cache.clear(); for (const paint of painters) paint(); });
+  };
+  new MutationObserver(repaint).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
+  document.addEventListener("DOMContentLoaded", () => new MutationObserver(repaint).observe(document.body, { attributes: true, attributeFilter: ["class"] }));
+  window.addEventListener("resize", repaint);
+  const sizes = new ResizeObserver(repaint);
+
+  // A picture of `height` css pixels, as wide as its place. Focusable; `label` names it, `says()` is what it shows in words.
+  P.canvas = ({ label, height, className = "" }) => {
+    const node = el("canvas", { class: `picture ${className}`, tabindex: "0", role: "img", "aria-label": label });
+    let tall = height;
+    node.style.height = `${tall}px`;
+    sizes.observe(node);
+    return {
+      node,
+      set height(value) { if (value !== tall) { tall = value; node.style.height = `${tall}px`; } },
+      // Gets the drawing context ready in css pixels; null while the picture is not shown. Clears only where asked.
+      begin(clear = true) {
+        const width = node.clientWidth;
+        if (!width || !tall) return null;
+        const scale = window.devicePixelRatio || 1;
+        const [w, h] = [Math.round(width * scale), Math.round(tall * scale)];
+        const g = node.getContext("2d");
+        const resized = node.width !== w || node.height !== h;
+        if (resized) { node.width = w; node.height = h; }
+        g.setTransform(scale, 0, 0, scale, 0, 0);
+        if (clear) g.clearRect(0, 0, width, tall);
+        return { g, width, height: tall, resized };
+      },
+      // What is under the pointer: `find(x, y)` gives a text, or null.
+      hover(find) {
+        const show = (event) => {
+          const box = node.getBoundingClientRect();
+          const text = find(event.clientX - box.left, event.clientY - box.top);
+          if (text) P.tip.at(event.clientX, event.clientY, text); else P.tip.hide();
+        };
+        node.addEventListener("pointermove", show);
+        node.addEventListener("pointerdown", show);
+        node.addEventListener("pointerleave", () => { find(-1, -1); P.tip.hide(); });
+      },
+      says(text) { if (node.getAttribute("aria-label") !== text) node.setAttribute("aria-label", text); },
+    };
+  };
+
+  // A line through [x, y] points; null lifts the pen.
+  P.trace = (g, points) => {
+    g.beginPath();
+    let pen = false;
+    for (const point of points) {
+      if (!point) { pen = false; continue; }
+      if (pen) g.lineTo(point[0], point[1]); else g.moveTo(point[0], point[1]);
+      pen = true;
+    }
+    g.stroke();
+  };
+
+  // A round number at or above the value, for the top of an axis: 1, 2 or 5 times a power of ten.
+  P.roundUp = (value) => {
+    if (!(value > 0)) return 1;
+    const power = 10 ** Math.floor(Math.log10(value));
+    return [1, 2, 5, 10].find((step) => step * power >= value * 0.999) * power;
+  };
+})();

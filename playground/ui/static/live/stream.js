@@ -1,0 +1,46 @@
+// Where the live frames come from: the worker that all tabs of this browser share, or where there are none a stream of this
+// tab's own. Losing the connection is said once and calmly, and mended by itself.
+(() => {
+  "use strict";
+  const P = window.Playground;
+  const LOST_MS = 1500; // a server that is back sooner was never missed
+  const listeners = [];
+  let connected = true;
+  let timer = 0;
+
+  const tell = (now) => {
+    window.clearTimeout(timer);
+    const said = () => { if (connected !== now) { connected = now; for (const listener of listeners) listener(now); } };
+    if (now) said(); else timer = window.setTimeout(said, LOST_MS);
+  };
+
+  const take = (text, again) => { if (!P.live.apply(JSON.parse(text))) again(); };
+  const at = (name) => new URL(`live/${name}`, document.baseURI);
+
+  const shared = () => {
+    const worker = new SharedWorker(at("worker.js"), { name: "inference-playground" });
+    const hello = () => worker.port.postMessage("hello");
+    worker.onerror = own; // an old worker, or one that may not be loaded
+    worker.port.onmessage = ({ data }) => { if ("connected" in data) tell(data.connected); else take(data.frame, hello); };
+    window.addEventListener("pagehide", () => worker.port.postMessage("bye"));
+    window.addEventListener("pageshow", (event) => { if (event.persisted) hello(); });
+    hello();
+  };
+
+  const own = () => {
+    let retry = 0;
+    const source = new EventSource(at("frames"));
+    const again = () => { source.close(); window.clearTimeout(retry); retry = window.setTimeout(own, 3000); };
+    source.onopen = () => tell(true);
+    source.onmessage = (event) => take(event.data, () => { source.close(); own(); });
+    source.onerror = () => { tell(false); if (source.readyState === EventSource.CLOSED) again(); };
+    window.addEventListener("pagehide", () => { window.clearTimeout(retry); source.close(); }, { once: true });
+    window.addEventListener("pageshow", (event) => { if (event.persisted) own(); }, { once: true });
+  };
+
+  P.stream = {
+    onState: (listener) => listeners.push(listener),
+    start: () => { if (window.SharedWorker) shared(); else own(); },
+  };
+  P.stream.start();
+})();
