@@ -16,11 +16,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from playground.config import EngineConfig
+from playground.config import EngineConfig, QuantizationConfig
 from playground.engine.beam_group import BeamGroup
 from playground.engine.beam_search import BeamSearch
 from playground.engine.block_tables import BlockTables
@@ -98,6 +98,7 @@ class Engine:
             attention=attention,
             sliding_window=given.sliding_window,
             seed=given.seed,
+            quantization=cast(QuantizationConfig | None, given.quantization),  # validation has resolved names
         )
         draft = load_draft(given, loaded, device, dtype)
         self.config: EngineConfig = resolve_config(

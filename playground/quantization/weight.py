@@ -4,7 +4,7 @@ Files are unpacked into it, quantizers make it, writers pack it, and the layers 
 knows of the others. One code takes a whole byte here, so it is held for one matrix at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -70,15 +70,16 @@ class QuantizedWeight:
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """Rows start .. stop - 1 as a weight of their own (views, nothing is copied)."""
-        parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "offsets")}
-        cut: dict[str, Any] = {name: None if part is None else part[start:stop] for name, part in parts.items()}
-        return replace(self, **cut)
+        return self._with_parts(("codes", "scales", "zeros", "offsets"), lambda part: part[start:stop])
 
     def to(self, device: torch.device | str) -> "QuantizedWeight":
         """The same weight on another device."""
-        parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "offsets", "group_index")}
-        moved: dict[str, Any] = {name: None if part is None else part.to(device) for name, part in parts.items()}
-        return replace(self, **moved)
+        return self._with_parts(("codes", "scales", "zeros", "offsets", "group_index"), lambda part: part.to(device))
+
+    def _with_parts(self, names: Sequence[str], change: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
+        parts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        changes: dict[str, Any] = {name: None if part is None else change(part) for name, part in parts.items()}
+        return replace(self, **changes)
 
     def _per_column(self, values: Tensor) -> Tensor:
         """[N, G] -> [N, K], or [N, 1] for one group a row."""
