@@ -39,6 +39,8 @@ class QuantizedWeight:
     group_index: Tensor | None = None
     """int32 [K]: the group of every column (GPTQ's activation order); None is column // group_size."""
     kind: Kind = "int"
+    activations: Literal["int8", "fp8"] | None = None
+    """What a file says its inputs are rounded to before the product, with a scale per token; None is not at all."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -99,7 +101,10 @@ def joinable(weights: Sequence[QuantizedWeight]) -> bool:
             first.group_index is None
             or (other.group_index is not None and torch.equal(first.group_index, other.group_index))
         )
-        forms = [(w.kind, w.bits, w.group_size, w.shape[1], w.zeros is None, w.offsets is None) for w in (first, other)]
+        forms = [
+            (w.kind, w.bits, w.group_size, w.shape[1], w.zeros is None, w.offsets is None, w.activations)
+            for w in (first, other)
+        ]
         return same_order and forms[0] == forms[1]
 
     return all(alike(other) for other in weights[1:])
