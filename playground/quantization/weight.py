@@ -4,9 +4,9 @@ Files are unpacked into it, quantizers make it, writers pack it, and the layers 
 knows of the others. One code takes a whole byte here, so it is held for one matrix at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -70,13 +70,16 @@ class QuantizedWeight:
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """Rows start .. stop - 1 as a weight of their own (views, nothing is copied)."""
-        parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "offsets")}
-        return replace(self, **{name: None if part is None else part[start:stop] for name, part in parts.items()})
+        return self._with_parts(("codes", "scales", "zeros", "offsets"), lambda part: part[start:stop])
 
     def to(self, device: torch.device | str) -> "QuantizedWeight":
         """The same weight on another device."""
-        parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "offsets", "group_index")}
-        return replace(self, **{name: None if part is None else part.to(device) for name, part in parts.items()})
+        return self._with_parts(("codes", "scales", "zeros", "offsets", "group_index"), lambda part: part.to(device))
+
+    def _with_parts(self, names: Sequence[str], change: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
+        parts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        changes: dict[str, Any] = {name: None if part is None else change(part) for name, part in parts.items()}
+        return replace(self, **changes)
 
     def _per_column(self, values: Tensor) -> Tensor:
         """[N, G] -> [N, K], or [N, 1] for one group a row."""
@@ -107,7 +110,7 @@ def join(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
     first = weights[0]
     if len(weights) == 1:
         return first
-    parts = {}
+    parts: dict[str, Any] = {}
     for name in ("codes", "scales", "zeros", "offsets"):
         tensors = [getattr(weight, name) for weight in weights]
         parts[name] = None if tensors[0] is None else torch.cat(tensors)
