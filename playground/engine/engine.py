@@ -49,7 +49,7 @@ from playground.models.config import DecoderConfig
 from playground.models.decode_graphs import DecodeGraphs
 from playground.models.decoder import Decoder
 from playground.models.kv_cache import KVCache
-from playground.models.loader import LoadedModel, load_model, resolve_model_path
+from playground.models.loader import LoadedModel, load_model, read_config, resolve_model_path
 from playground.models.tokenizer import check_vocabulary, load_tokenizer
 from playground.sampling_params import SamplingParams
 
@@ -68,8 +68,8 @@ class Engine:
     def __init__(self, config: EngineConfig | None = None) -> None:
         given = config or EngineConfig()
         device = resolve_device(given.device)
-        path = resolve_model_path(given.model or str(BUNDLED_MODEL), given.revision)
-        shape = DecoderConfig.from_folder(path)
+        path = resolve_model_path(given.model or str(BUNDLED_MODEL), given.revision, load_format=given.load_format)
+        shape = read_config(path)
         dtype = resolve_dtype(given.dtype, shape.torch_dtype, device)
         attention = resolve_attention(given.attention, shape, device, dtype)
         check_cuda_graphs(given, device, attention)

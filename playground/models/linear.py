@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu import swiglu
+from playground.quantization.block_linear import BlockLinear
 from playground.quantization.linear import QuantizedLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -115,7 +116,7 @@ class StackedLinear:
 
     __slots__ = ("in_features", "out_features", "parts")
 
-    def __init__(self, parts: "Sequence[Linear | QuantizedLinear]") -> None:
+    def __init__(self, parts: "Sequence[Linear | PackedLinear]") -> None:
         self.parts = list(parts)
         self.in_features, self.out_features = parts[0].in_features, sum(part.out_features for part in parts)
 
@@ -167,7 +168,8 @@ class GatedLinear:
         return self._both.nbytes
 
 
-AnyLinear = Linear | QuantizedLinear | StackedLinear
+PackedLinear = QuantizedLinear | BlockLinear
+AnyLinear = Linear | PackedLinear | StackedLinear
 
 
 def reorders(dtype: torch.dtype, device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""Loads a checkpoint into a `Decoder`: folder or hub id, safetensors or random weights, any supported dtype.
+"""Loads a checkpoint into a `Decoder`: folder, GGUF file or hub id, stored or random weights, any supported dtype.
 
 Every name and shape is checked before the first weight is read. Weights are then built matrix by matrix from mapped
 files, so that host memory never holds much more than the finished model.
@@ -14,13 +14,16 @@ from playground.models.checkpoint import Checkpoint, match_tensors
 from playground.models.config import DecoderConfig
 from playground.models.decoder import Decoder
 from playground.models.families import tensor_shapes
-from playground.models.hub import resolve_model_path
+from playground.models.gguf_config import read_gguf_config
+from playground.models.gguf_file import GGUFFile
+from playground.models.gguf_tensors import GGUFTensors
+from playground.models.hub import is_gguf, resolve_model_path
 from playground.models.layers import AttentionName
 from playground.models.weights import DummyTensors, TensorSource, build_weights, weights_nbytes
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["LoadedModel", "load_model", "resolve_model_path"]
+__all__ = ["LoadedModel", "load_model", "read_config", "resolve_model_path"]
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,16 @@ def load_model(
     Raises `ModelLoadError`, one sentence.
     """
     device, dummy = torch.device(device), load_format == "dummy"
-    path = resolve_model_path(path_or_id, revision, weights=not dummy)
-    config = DecoderConfig.from_folder(path)
+    path = resolve_model_path(path_or_id, revision, load_format=load_format)
+    config = read_config(path)
     if sliding_window is not None:
         config = config.with_sliding_window(sliding_window)
     dtype = usable_dtype(config.dtype if dtype is None else dtype, device)
     if dummy:
         weights = build_weights(config, DummyTensors(config, seed, device), dtype, device)
+    elif is_gguf(path):
+        with GGUFFile(path) as file:
+            weights = build_weights(config, GGUFTensors(config, file, dtype, device), dtype, device)
     else:
         with Checkpoint(path) as checkpoint:
             weights = build_weights(config, check_names(config, checkpoint), dtype, device)
@@ -63,6 +69,14 @@ def load_model(
     size = weights_nbytes(weights)
     logger.info("loaded %s (%s, %.1f MB, %s on %s)", path, config.architecture, size / 1e6, dtype, device)
     return LoadedModel(model, config, path, size)
+
+
+def read_config(path: Path) -> DecoderConfig:
+    """What a model is made of, from its folder or its GGUF file. Raises `ModelLoadError`."""
+    if not is_gguf(path):
+        return DecoderConfig.from_folder(path)
+    with GGUFFile(path) as file:
+        return read_gguf_config(file)
 
 
 def usable_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -30,7 +30,7 @@ class BlockType:
     _decode: Decoder
 
     def split(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Blocks uint8 [..., nbytes] -> (codes uint8 [..., nbytes - 2 num_halves], halves float16 [..., num_halves])."""
+        """Blocks uint8 [..., nbytes] -> their float16 [..., num_halves], last, and before them all other bytes."""
         end = self.halves_at + 2 * self.num_halves
         codes = torch.cat((blocks[..., : self.halves_at], blocks[..., end:]), dim=-1)
         return codes, blocks[..., self.halves_at : end].contiguous().view(torch.float16)
@@ -107,7 +107,7 @@ def _q3_k(codes: Tensor, halves: Tensor) -> Tensor:
     return _scaled(values, halves * (levels.view(torch.int8) - 32)).flatten(1, 2)
 
 
-def _six_bit_levels(packed: Tensor) -> tuple[Tensor, Tensor]:
+def six_bit_levels(packed: Tensor) -> tuple[Tensor, Tensor]:
     """Scales and minima of the 8 groups of a Q4_K or Q5_K block, 6 bits each in 12 bytes -> two uint8 [B, 8, R]."""
     first, second, third = packed.split(4, dim=1)
     scales = torch.cat((first & 63, (third & 15) | (first >> 6 << 4)), dim=1)
@@ -116,7 +116,7 @@ def _six_bit_levels(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _k_with_minima(values: Tensor, levels: Tensor, halves: Tensor) -> Tensor:
-    scales, minima = _six_bit_levels(levels)
+    scales, minima = six_bit_levels(levels)
     return _scaled(values, halves[:, :1] * scales).sub_((halves[:, 1:] * minima)[:, :, None]).flatten(1, 2)
 
 

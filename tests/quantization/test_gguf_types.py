@@ -6,6 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from playground.quantization.block_linear import BlockWeight
+from playground.quantization.gguf_codes import CODED_TYPES, to_codes
 from playground.quantization.gguf_types import BLOCK_TYPES, BlockType
 
 quants = pytest.importorskip("gguf.quants")
@@ -43,3 +45,14 @@ def test_any_bytes_decode_to_the_same_bits_as_in_the_reference(kind: BlockType, 
         at = data.draw(st.integers(0, values.shape[1] - 1))
         values[data.draw(st.integers(0, rows - 1)), at] = data.draw(st.sampled_from([0, 0x7F, 0x80, 0xFF, 0x7C, 0xFC]))
     assert same_bits(kind.dequantize(torch.from_numpy(values.copy())), reference(kind, values))
+
+
+@pytest.mark.parametrize("name", CODED_TYPES)
+def test_codes_with_scales_are_the_same_matrix_value_for_value(name: str) -> None:
+    kind = next(kind for kind in TYPES if kind.name == name)
+    bytes_ = np.random.default_rng(0).integers(0, 256, (5, 3 * kind.nbytes), dtype=np.uint8)
+    halves = bytes_.reshape(5, 3, -1)[:, :, kind.halves_at : kind.halves_at + 2 * kind.num_halves]
+    halves.view(np.float16)[...] = np.random.default_rng(1).normal(size=(5, 3, kind.num_halves))
+    weight = to_codes(BlockWeight(kind, torch.from_numpy(bytes_)))
+    assert int(weight.codes.max()) < 2**weight.bits
+    assert same_bits(weight.dequantize() + 0.0, reference(kind, bytes_) + np.float32(0))  # -0 is as good as 0
