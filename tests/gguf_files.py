@@ -208,4 +208,9 @@ def random_blocks(kind: str, rows: int, columns: int) -> np.ndarray:
     scales = np.array(RANDOM_SCALES[kind], dtype=np.float16).view(np.uint8)
     at = {"Q4_K": 0, "Q5_K": 0}.get(kind, nbytes - len(scales))
     blocks[:, :, at : at + len(scales)] = scales
+    if kind in ("Q4_K", "Q5_K"):  # a group's minimum belongs to its scale, as in real files: it is centred
+        blocks[:, :, 8:12] = blocks[:, :, 4:8]
+        blocks[:, :, 12:16] = (blocks[:, :, 12:16] & 15) * 17
+    elif kind == "Q2_K":
+        blocks[:, :, :16] = (blocks[:, :, :16] & 15) * 17
     return blocks.reshape(rows, -1)

@@ -16,19 +16,20 @@ from playground.models.batch import ModelBatch
 from playground.models.config import DecoderConfig
 from playground.models.kv_cache import KVCache
 from playground.models.layers import AttentionName, Layer, LayerStack, Norm
-from playground.models.linear import Linear, PackedLinear
+from playground.models.linear import Linear
+from playground.quantization.linear import QuantizedLinear
 
 
 @dataclass(slots=True)
 class DecoderWeights:
     """Everything learned, in the layout that the forward wants."""
 
-    embed: Tensor | PackedLinear
+    embed: Tensor | QuantizedLinear
     """[vocab, H]; quantized, it may be the head too."""
     positions: Tensor | None
     layers: list[Layer]
     final_norm: Norm
-    head: Linear | PackedLinear
+    head: Linear | QuantizedLinear
 
 
 class Decoder:
@@ -108,12 +109,12 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x if rows.shape[0] == x.shape[0] else x.index_select(0, rows)
 
 
-def look_up(embed: Tensor | PackedLinear, token_ids: Tensor) -> Tensor:
+def look_up(embed: Tensor | QuantizedLinear, token_ids: Tensor) -> Tensor:
     """Rows of the embedding, [T, H]."""
-    return F.embedding(token_ids, embed) if isinstance(embed, Tensor) else embed.take(token_ids)
+    return embed.take(token_ids) if isinstance(embed, QuantizedLinear) else F.embedding(token_ids, embed)
 
 
-def project(head: Linear | PackedLinear, hidden: Tensor) -> Tensor:
+def project(head: Linear | QuantizedLinear, hidden: Tensor) -> Tensor:
     """Logits of hidden rows [R, H], in float32 or wider."""
     if hidden.shape[0] == 0:
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32

@@ -10,7 +10,7 @@ from playground.models.config import DecoderConfig
 from playground.models.families import ROLES, linear_parts, tensor_shapes
 from playground.models.gguf_config import ROPE_FACTORS, architecture_of, names_in_file
 from playground.models.gguf_file import PLAIN_TYPES, GGUFFile
-from playground.quantization.block_linear import BlockWeight
+from playground.quantization.blocks import BlockWeight
 from playground.quantization.gguf_codes import CODED_TYPES, to_codes
 from playground.quantization.gguf_types import BLOCK_TYPES
 from playground.quantization.weight import QuantizedWeight

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu import swiglu
-from playground.quantization.block_linear import BlockLinear
 from playground.quantization.linear import QuantizedLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -116,7 +115,7 @@ class StackedLinear:
 
     __slots__ = ("in_features", "out_features", "parts")
 
-    def __init__(self, parts: "Sequence[Linear | PackedLinear]") -> None:
+    def __init__(self, parts: "Sequence[Linear | QuantizedLinear]") -> None:
         self.parts = list(parts)
         self.in_features, self.out_features = parts[0].in_features, sum(part.out_features for part in parts)
 
@@ -168,8 +167,7 @@ class GatedLinear:
         return self._both.nbytes
 
 
-PackedLinear = QuantizedLinear | BlockLinear
-AnyLinear = Linear | PackedLinear | StackedLinear
+AnyLinear = Linear | QuantizedLinear | StackedLinear
 
 
 def reorders(dtype: torch.dtype, device: torch.device) -> bool:

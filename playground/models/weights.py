@@ -16,17 +16,9 @@ from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
 from playground.models.layers import Layer, Norm
-from playground.models.linear import (
-    AnyLinear,
-    GatedLinear,
-    Linear,
-    PackedLinear,
-    StackedLinear,
-    reorders,
-    worth_a_copy,
-)
-from playground.quantization.block_linear import BlockLinear, BlockWeight, join_blocks
-from playground.quantization.linear import QuantizedLinear
+from playground.models.linear import AnyLinear, GatedLinear, Linear, StackedLinear, reorders, worth_a_copy
+from playground.quantization.blocks import BlockWeight, join_blocks
+from playground.quantization.linear import AnyQuantized, QuantizedLinear
 from playground.quantization.weight import QuantizedWeight, join, joinable
 
 
@@ -40,7 +32,7 @@ class TensorSource(Protocol):
 class QuantizedSource(TensorSource, Protocol):
     """A source some of whose matrices are quantized; the others, norms and biases come from `read` as ever."""
 
-    def quantized(self, name: str) -> QuantizedWeight | BlockWeight | None:
+    def quantized(self, name: str) -> AnyQuantized | None:
         """The matrix "`name`.weight" ("model.layers.0.self_attn.q_proj") as [outputs, inputs]; None where it is plain.
 
         Asked for every matrix of the layers, the output head (not where it is tied) and the embedding. Called once
@@ -82,12 +74,12 @@ def build_weights(
     shapes = tensor_shapes(config)
     embed = builder.table(names.embed, shapes)
     learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
-    head: Linear | PackedLinear
+    head: Linear | QuantizedLinear
     if not config.tie_embeddings:  # before the layers: while it is reordered there are two of it
         table = builder.table(names.head, shapes)
-        head = Linear(table, None) if isinstance(table, Tensor) else table
+        head = table if isinstance(table, QuantizedLinear) else Linear(table, None)
     else:
-        head = Linear(embed, None, keep=not worth_a_copy(embed)) if isinstance(embed, Tensor) else embed
+        head = embed if isinstance(embed, QuantizedLinear) else Linear(embed, None, keep=not worth_a_copy(embed))
     layers = [builder.layer(number, shapes) for number in range(config.num_layers)]
     return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
 
@@ -121,7 +113,7 @@ class WeightBuilder:
             return RMSNorm(weight, self.config.norm_eps)
         return LayerNorm(weight, self.plain(f"{name}.bias", shapes), self.config.norm_eps)
 
-    def table(self, name: str, shapes: dict[str, tuple[int, ...]]) -> Tensor | PackedLinear:
+    def table(self, name: str, shapes: dict[str, tuple[int, ...]]) -> Tensor | QuantizedLinear:
         """A matrix with a row for every token: the embedding, or the output head."""
         weight = self._quantized(name)
         if weight is None:
@@ -138,7 +130,7 @@ class WeightBuilder:
             return self._plain_linear(parts, inputs, biased)
         if len(quantized) == len(parts) and (whole := _joined(quantized)) is not None:
             return self._quantized_linear(whole, self._bias(parts) if biased else None)
-        linears: list[Linear | PackedLinear] = []
+        linears: list[Linear | QuantizedLinear] = []
         for part, weight in zip(parts, weights, strict=True):
             if weight is None:
                 linears.append(self._plain_linear([part], inputs, biased))
@@ -156,12 +148,10 @@ class WeightBuilder:
         self._stack(parts, "weight", weight)
         return Linear(weight, self._bias(parts) if biased else None)
 
-    def _quantized(self, name: str) -> QuantizedWeight | BlockWeight | None:
+    def _quantized(self, name: str) -> AnyQuantized | None:
         return self.source.quantized(name) if isinstance(self.source, QuantizedSource) else None
 
-    def _quantized_linear(self, weight: QuantizedWeight | BlockWeight, bias: Tensor | None) -> PackedLinear:
-        if isinstance(weight, BlockWeight):
-            return BlockLinear(weight, bias, dtype=self.dtype, device=self.device)
+    def _quantized_linear(self, weight: AnyQuantized, bias: Tensor | None) -> QuantizedLinear:
         return QuantizedLinear(weight, bias, dtype=self.dtype, device=self.device)
 
     def _bias(self, parts: Sequence[tuple[str, int]]) -> Tensor:
@@ -199,7 +189,7 @@ class WeightBuilder:
         )
 
 
-def _joined(parts: Sequence[QuantizedWeight | BlockWeight]) -> QuantizedWeight | BlockWeight | None:
+def _joined(parts: Sequence[AnyQuantized]) -> AnyQuantized | None:
     """The matrices one below the other; None where they are quantized in ways that do not join."""
     codes = [part for part in parts if isinstance(part, QuantizedWeight)]
     blocks = [part for part in parts if isinstance(part, BlockWeight)]

@@ -2,7 +2,7 @@
 
 import torch
 
-from playground.quantization.block_linear import BlockWeight
+from playground.quantization.blocks import BlockWeight
 from playground.quantization.gguf_types import six_bit_levels
 from playground.quantization.weight import QuantizedWeight
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from playground.quantization.block_linear import BlockWeight
+from playground.quantization.blocks import BlockWeight
 from playground.quantization.gguf_codes import CODED_TYPES, to_codes
 from playground.quantization.gguf_types import BLOCK_TYPES, BlockType
 

@@ -1,4 +1,4 @@
-"""A linear layer over a matrix in one of GGUF's block formats, with the interface of `playground.models.linear.Linear`.
+"""Matrices in one of GGUF's block formats, and the form in which they are held and multiplied.
 
 In memory are the file's own bytes, no more: only their order differs. Rows are cut into panels and every panel is
 turned byte by byte, so that the rows are innermost; a panel is then decoded in a few operations over long runs and
@@ -39,6 +39,10 @@ class BlockWeight:
         """W [N, K], computed in float32 as the format defines it."""
         return self.kind.dequantize(self.data).to(dtype)
 
+    def to(self, device: torch.device | str) -> "BlockWeight":
+        """The same weight on another device."""
+        return replace(self, data=self.data.to(device))
+
 
 def join_blocks(weights: Sequence[BlockWeight]) -> BlockWeight | None:
     """The matrices, of equally many inputs, one below the other; None where they are of different formats."""
@@ -48,34 +52,32 @@ def join_blocks(weights: Sequence[BlockWeight]) -> BlockWeight | None:
     return replace(first, data=torch.cat([weight.data for weight in weights]))
 
 
-class BlockLinear:
-    """y = x W^T + b with W [out, in] in blocks; rows of W can be read too, where it is also an embedding."""
+class BlockPanels:
+    """A matrix in blocks as a `Layout`: turned and cut into panels, each decoded where it is multiplied."""
 
-    weight = None
-    """Never a plain matrix (see `Linear.weight`)."""
+    name = "file's blocks"
 
-    def __init__(self, weight: BlockWeight, bias: Tensor | None, *, dtype: torch.dtype, device: torch.device) -> None:
-        self.out_features, self.in_features = weight.shape
-        self.dtype, self.bias, self.kind = dtype, bias, weight.kind
-        count = -(-self.out_features // max(_NARROWEST, _PANEL_ELEMENTS // self.in_features))
-        self._width = -(-self.out_features // count)
-        self._codes, self._halves = self._panels(weight, device)
+    def __init__(self, weight: BlockWeight, dtype: torch.dtype) -> None:
+        self.shape, self.kind, self.dtype = weight.shape, weight.kind, dtype
+        outputs, inputs = weight.shape
+        count = -(-outputs // max(_NARROWEST, _PANEL_ELEMENTS // inputs))
+        self._width = -(-outputs // count)
+        self._codes, self._halves = self._panels(weight)
 
-    def _panels(self, weight: BlockWeight, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _panels(self, weight: BlockWeight) -> tuple[Tensor, Tensor]:
         """Codes uint8 [P, B, bytes, width], halves float16 [P, B, num_halves, width]; the last rows may be padding."""
-        kind, width, blocks = self.kind, self._width, self.in_features // self.kind.block_size
-        panels = -(-self.out_features // width)
-        num_codes = kind.nbytes - 2 * kind.num_halves
-        codes = torch.empty(panels, blocks, num_codes, width, dtype=torch.uint8, device=device)
-        halves = torch.empty(panels, blocks, kind.num_halves, width, dtype=torch.float16, device=device)
-        for panel, rows in enumerate(weight.data.split(width)):
+        kind, width, data = self.kind, self._width, weight.data
+        panels, blocks = -(-self.shape[0] // width), self.shape[1] // kind.block_size
+        codes = data.new_empty(panels, blocks, kind.nbytes - 2 * kind.num_halves, width)
+        halves = codes.new_empty(panels, blocks, kind.num_halves, width, dtype=torch.float16)
+        for panel, rows in enumerate(data.split(width)):
             padded = F.pad(rows, (0, 0, 0, width - rows.shape[0])).unflatten(1, (blocks, kind.nbytes))
             for target, part in zip((codes, halves), kind.split(padded), strict=True):
                 target[panel].copy_(part.permute(1, 2, 0))
         return codes, halves
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[T, in] -> [T, out]."""
+        """[T, K] -> [T, N]."""
         rows = x.shape[0]
         dtype = torch.float32 if rows <= _MOST_WIDE_ROWS and x.device.type == "cpu" else x.dtype
         dtype = torch.float64 if x.dtype == torch.float64 else dtype
@@ -83,24 +85,14 @@ class BlockLinear:
         y = wide.new_empty(rows, self._codes.shape[0] * self._width)
         for part, codes, halves in zip(y.split(self._width, dim=1), self._codes, self._halves, strict=True):
             torch.mm(wide, self.kind.decode(codes, halves).to(dtype), out=part)
-        y = y[:, : self.out_features].to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        return y[:, : self.shape[0]].to(x.dtype).contiguous()
 
-    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + linear(x); `residual` may be overwritten."""
-        return residual.add_(self(x))
-
-    def take(self, rows: Tensor) -> Tensor:
-        """Rows of W, [T, in]: what an embedding looks up. Only these are decoded."""
-        panel, column = rows // self._width, rows % self._width
+    def take(self, numbers: Tensor) -> Tensor:
+        """The rows with these numbers (int64 [T]), [T, K]: only these are decoded."""
+        panel, column = numbers // self._width, numbers % self._width
         codes, halves = (part[panel, :, :, column].permute(1, 2, 0) for part in (self._codes, self._halves))
         return self.kind.decode(codes, halves).t().to(self.dtype)
 
     @property
-    def num_elements(self) -> int:
-        return self.out_features * self.in_features
-
-    @property
     def nbytes(self) -> int:
-        """Bytes of the blocks and the bias."""
-        return self._codes.nbytes + self._halves.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return self._codes.nbytes + self._halves.nbytes

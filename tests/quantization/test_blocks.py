@@ -6,9 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from playground.quantization import block_linear
-from playground.quantization.block_linear import BlockLinear, BlockWeight, join_blocks
+from playground.quantization import blocks
+from playground.quantization.blocks import BlockWeight, join_blocks
 from playground.quantization.gguf_types import BLOCK_TYPES, BlockType
+from playground.quantization.linear import QuantizedLinear
 
 TYPES = list(BLOCK_TYPES.values())
 CPU = torch.device("cpu")
@@ -17,10 +18,10 @@ CPU = torch.device("cpu")
 def random_weight(kind: BlockType, rows: int, columns: int, seed: int = 0) -> BlockWeight:
     """Any codes, under scales between 0.001 and 0.002."""
     generator = np.random.default_rng(seed)
-    blocks = generator.integers(0, 256, (rows, columns // kind.block_size, kind.nbytes), dtype=np.uint8)
-    halves = generator.uniform(0.001, 0.002, (*blocks.shape[:2], kind.num_halves)).astype(np.float16)
-    blocks[:, :, kind.halves_at : kind.halves_at + 2 * kind.num_halves] = halves.view(np.uint8)
-    return BlockWeight(kind, torch.from_numpy(blocks.reshape(rows, -1)))
+    data = generator.integers(0, 256, (rows, columns // kind.block_size, kind.nbytes), dtype=np.uint8)
+    halves = generator.uniform(0.001, 0.002, (*data.shape[:2], kind.num_halves)).astype(np.float16)
+    data[:, :, kind.halves_at : kind.halves_at + 2 * kind.num_halves] = halves.view(np.uint8)
+    return BlockWeight(kind, torch.from_numpy(data.reshape(rows, -1)))
 
 
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
@@ -32,9 +33,9 @@ def test_the_product_and_the_rows_are_those_of_the_decoded_matrix(kind: BlockTyp
     weight = random_weight(kind, outputs, inputs)
     bias = torch.randn(outputs, generator=torch.Generator().manual_seed(1)) if biased else None
     with pytest.MonkeyPatch.context() as patch:  # several panels, the last one padded, of matrices quick to test
-        patch.setattr(block_linear, "_PANEL_ELEMENTS", 1)
-        patch.setattr(block_linear, "_NARROWEST", data.draw(st.integers(1, 80)))
-        layer = BlockLinear(weight, bias, dtype=torch.float32, device=CPU)
+        patch.setattr(blocks, "_PANEL_ELEMENTS", 1)
+        patch.setattr(blocks, "_NARROWEST", data.draw(st.integers(1, 80)))
+        layer = QuantizedLinear(weight, bias, dtype=torch.float32, device=CPU)
     x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(0))
     exact = x.double() @ weight.dequantize(torch.float64).t() + (0 if bias is None else bias)
     torch.testing.assert_close(layer(x).double(), exact, rtol=1e-4, atol=1e-4)
@@ -50,7 +51,7 @@ def test_a_bfloat16_model_rounds_at_most_the_matrix_and_the_sums(name: str, rows
     kind = next(kind for kind in TYPES if kind.name == name)
     weight = random_weight(kind, 100, 512)
     x = torch.randn(rows, 512, generator=torch.Generator().manual_seed(0)).bfloat16()
-    y = BlockLinear(weight, None, dtype=torch.bfloat16, device=CPU)(x)
+    y = QuantizedLinear(weight, None, dtype=torch.bfloat16, device=CPU)(x)
     exact = x.double() @ weight.dequantize(torch.float64).t()
     assert y.dtype == torch.bfloat16
     assert (y.double() - exact).norm() < 2**-8 * exact.norm()
@@ -59,7 +60,7 @@ def test_a_bfloat16_model_rounds_at_most_the_matrix_and_the_sums(name: str, rows
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
 def test_memory_is_that_of_the_file_but_for_rows_of_padding(kind: BlockType) -> None:
     weight = random_weight(kind, 3000, 1024)
-    layer = BlockLinear(weight, None, dtype=torch.bfloat16, device=CPU)
+    layer = QuantizedLinear(weight, None, dtype=torch.bfloat16, device=CPU)
     assert weight.data.numel() <= layer.nbytes <= 1.001 * weight.data.numel()
     assert layer.num_elements == 3000 * 1024
 
