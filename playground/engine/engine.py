@@ -3,7 +3,6 @@
 Every method may be called from any thread. Several engines can live in one process; they share nothing.
 """
 
-import ctypes
 import gc
 import itertools
 import logging
@@ -12,11 +11,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from playground.config import EngineConfig
+from playground.config import EngineConfig, QuantizationConfig
 from playground.engine.beam_group import BeamGroup
 from playground.engine.beam_search import BeamSearch
 from playground.engine.block_tables import BlockTables
@@ -48,6 +47,7 @@ from playground.models.bundled import BUNDLED_MODEL
 from playground.models.config import DecoderConfig
 from playground.models.decode_graphs import DecodeGraphs
 from playground.models.decoder import Decoder
+from playground.models.heap import return_memory_to_system
 from playground.models.kv_cache import KVCache
 from playground.models.loader import LoadedModel, load_model, read_config, resolve_model_path
 from playground.models.tokenizer import check_vocabulary, load_tokenizer
@@ -82,6 +82,7 @@ class Engine:
             attention=attention,
             sliding_window=given.sliding_window,
             seed=given.seed,
+            quantization=cast(QuantizationConfig | None, given.quantization),  # validation has resolved names
         )
         draft = load_draft(given, loaded, device, dtype)
         self.config: EngineConfig = resolve_config(
@@ -376,7 +377,7 @@ class Engine:
         gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()
-        _return_memory_to_system()
+        return_memory_to_system()  # a closed engine should be gone from the process too
 
     def __enter__(self) -> "Engine":
         return self
@@ -407,11 +408,3 @@ def _eos_token_ids(config: DecoderConfig, tokenizer: object | None) -> frozenset
 
 def _to_int64(value: int) -> int:
     return (value + 2**63) % 2**64 - 2**63
-
-
-def _return_memory_to_system() -> None:
-    """glibc keeps freed memory for itself; a closed engine should be gone from the process too."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):  # another C library: nothing to trim
-        return

@@ -16,11 +16,21 @@ from playground.quantization.gguf_types import BLOCK_TYPES
 from playground.quantization.weight import QuantizedWeight
 
 
-class GGUFTensors:
-    """A `QuantizedSource` over an open file."""
+def gguf_tensors(config: DecoderConfig, file: GGUFFile, dtype: torch.dtype, device: torch.device) -> "GGUFTensors":
+    """The tensors of an open file for a model in `dtype` on `device`: a `QuantizedSource` where some are in blocks.
 
-    def __init__(self, config: DecoderConfig, file: GGUFFile, dtype: torch.dtype, device: torch.device) -> None:
-        """For a model in `dtype` on `device`. Refuses missing, extra and misshapen tensors (`ModelLoadError`)."""
+    Refuses missing, extra and misshapen tensors (`ModelLoadError`).
+    """
+    if all(entry.type_id in PLAIN_TYPES for entry in file.entries.values()):
+        return GGUFTensors(config, file)
+    return GGUFBlocks(config, file, dtype, device)
+
+
+class GGUFTensors:
+    """A `TensorSource` over an open file."""
+
+    def __init__(self, config: DecoderConfig, file: GGUFFile) -> None:
+        """See `gguf_tensors`."""
         architecture = architecture_of(file)
         shapes = tensor_shapes(config)
         names = names_in_file(config, architecture.names)
@@ -29,7 +39,7 @@ class GGUFTensors:
         expected = {names[name]: shape[::-1] if name in turned else shape for name, shape in shapes.items()}
         found = {name: entry.shape for name, entry in file.entries.items()}
         check_tensors(file.path, found, expected, also=[ROPE_FACTORS], owner=config.architecture, config="metadata")
-        self._turned, self._dtype, self._device = turned, dtype, device
+        self._turned = turned
         self._heads = _permuted_heads(config) if architecture.permuted else {}
 
     def read(self, name: str, use: Callable[[Tensor], None]) -> None:
@@ -47,6 +57,27 @@ class GGUFTensors:
         else:
             laid_out(BlockWeight(kind, self._file.read_blocks(stored)).dequantize())
 
+    def _row_order(self, name: str) -> Tensor | None:
+        """The rows of the file's tensor in the order of a Hugging Face checkpoint; None where they lie so.
+
+        llama.cpp rotates neighbours, so its converter moves row i of a head's second half next to row i of the first.
+        """
+        heads = self._heads.get(name.rpartition(".")[0])
+        if heads is None:
+            return None
+        return (
+            torch.arange(self._file.entries[self._in_file[name]].shape[0]).view(heads, -1, 2).transpose(1, 2).flatten()
+        )
+
+
+class GGUFBlocks(GGUFTensors):
+    """A `QuantizedSource` over an open file with matrices in blocks."""
+
+    def __init__(self, config: DecoderConfig, file: GGUFFile, dtype: torch.dtype, device: torch.device) -> None:
+        """See `gguf_tensors`."""
+        super().__init__(config, file)
+        self._dtype, self._device = dtype, device
+
     def quantized(self, name: str) -> BlockWeight | QuantizedWeight | None:
         """The matrix "`name`.weight" as the file stores it; None where it is not in blocks.
 
@@ -61,18 +92,6 @@ class GGUFTensors:
         blocks, rows = self._file.read_blocks(stored), self._row_order(f"{name}.weight")
         weight = BlockWeight(BLOCK_TYPES[entry.type_id], blocks if rows is None else blocks[rows])
         return to_codes(weight) if _has_product(weight, self._dtype, self._device) else weight
-
-    def _row_order(self, name: str) -> Tensor | None:
-        """The rows of the file's tensor in the order of a Hugging Face checkpoint; None where they lie so.
-
-        llama.cpp rotates neighbours, so its converter moves row i of a head's second half next to row i of the first.
-        """
-        heads = self._heads.get(name.rpartition(".")[0])
-        if heads is None:
-            return None
-        return (
-            torch.arange(self._file.entries[self._in_file[name]].shape[0]).view(heads, -1, 2).transpose(1, 2).flatten()
-        )
 
 
 def _has_product(weight: BlockWeight, dtype: torch.dtype, device: torch.device) -> bool:

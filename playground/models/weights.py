@@ -15,6 +15,7 @@ from playground.models.attention import LayerAttention
 from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
+from playground.models.heap import return_memory_to_system
 from playground.models.layers import Layer, Norm
 from playground.models.linear import AnyLinear, GatedLinear, Linear, StackedLinear, reorders, worth_a_copy
 from playground.quantization.blocks import BlockWeight, join_blocks
@@ -67,10 +68,19 @@ class DummyTensors:
 
 
 def build_weights(
-    config: DecoderConfig, source: TensorSource, dtype: torch.dtype, device: torch.device
+    config: DecoderConfig,
+    source: TensorSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    int8_activations: bool = False,
 ) -> DecoderWeights:
-    """Everything that a `Decoder` of this config needs, from tensors named as in `families`."""
-    builder, names = WeightBuilder(config, source, dtype, device), config.family.names
+    """Everything that a `Decoder` of this config needs, from tensors named as in `families`.
+
+    `int8_activations` rounds what goes into int8 matrices of the layers to int8 as well.
+    """
+    builder = WeightBuilder(config, source, dtype, device, int8_activations=int8_activations)
+    names = config.family.names
     shapes = tensor_shapes(config)
     embed = builder.table(names.embed, shapes)
     learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
@@ -80,15 +90,28 @@ def build_weights(
         head = table if isinstance(table, QuantizedLinear) else Linear(table, None)
     else:
         head = embed if isinstance(embed, QuantizedLinear) else Linear(embed, None, keep=not worth_a_copy(embed))
-    layers = [builder.layer(number, shapes) for number in range(config.num_layers)]
+    layers = []
+    for number in range(config.num_layers):
+        layers.append(builder.layer(number, shapes))
+        if isinstance(source, QuantizedSource):  # unpacked codes lie between packed ones: the heap would stay as large
+            return_memory_to_system()
     return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
 
 
 class WeightBuilder:
     """Builds parts of a decoder one after another."""
 
-    def __init__(self, config: DecoderConfig, source: TensorSource, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        source: TensorSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        int8_activations: bool = False,
+    ) -> None:
         self.config, self.source, self.dtype, self.device = config, source, dtype, device
+        self._int8_activations = int8_activations
         self._staging: Tensor | None = None
 
     def staged(self, *shape: int) -> Tensor:
@@ -118,7 +141,7 @@ class WeightBuilder:
         weight = self._quantized(name)
         if weight is None:
             return self.plain(f"{name}.weight", shapes)
-        return self._quantized_linear(weight, None)
+        return QuantizedLinear(weight, None, dtype=self.dtype, device=self.device)
 
     def linear(self, role: Literal["qkv", "out", "up", "down"], number: int) -> AnyLinear:
         """One of our matrices, from one or several of the checkpoint, stacked along the outputs."""
@@ -152,7 +175,9 @@ class WeightBuilder:
         return self.source.quantized(name) if isinstance(self.source, QuantizedSource) else None
 
     def _quantized_linear(self, weight: AnyQuantized, bias: Tensor | None) -> QuantizedLinear:
-        return QuantizedLinear(weight, bias, dtype=self.dtype, device=self.device)
+        return QuantizedLinear(
+            weight, bias, dtype=self.dtype, device=self.device, int8_activations=self._int8_activations
+        )
 
     def _bias(self, parts: Sequence[tuple[str, int]]) -> Tensor:
         bias = self.empty(sum(outputs for _, outputs in parts))

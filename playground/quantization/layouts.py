@@ -51,7 +51,7 @@ class FewRowsLayout:
     _crossover: Crossover | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.packed(x) if x.shape[0] <= self.most_packed_rows else self.written(x)
+        return self.packed(x.contiguous()) if x.shape[0] <= self.most_packed_rows else self.written(x)
 
     @property
     def most_packed_rows(self) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from playground import Engine, EngineConfig, ModelLoadError, SamplingParams
+from playground import ConfigError, Engine, EngineConfig, ModelLoadError, SamplingParams
+from playground.config import QuantizationConfig
 from playground.models.loader import read_config, resolve_model_path
 from playground.models.tokenizer import load_tokenizer
 from tests.gguf_files import EOS, MERGES, RANDOM_SCALES, tiny_model, vocabulary, write_gguf
@@ -69,6 +70,21 @@ def test_float32_logits_are_those_of_transformers(files: dict[str, Path], name: 
 def test_a_model_in_blocks_takes_the_memory_that_the_file_takes(files: dict[str, Path], name: str) -> None:
     loaded, size = load(files[name]), files[name].stat().st_size
     assert 0.97 * size < loaded.weights_bytes < 1.01 * size
+
+
+def test_in_bfloat16_four_bits_take_five_and_eight_stay_as_they_are(files: dict[str, Path]) -> None:
+    size = files["Q8_0"].stat().st_size
+    assert 0.97 * size < load(files["Q8_0"], dtype=torch.bfloat16).weights_bytes < 1.01 * size
+    for name in ("Q4_K", "Q4_1"):  # and rows are padded to 64 there, which only shows in a model as small as this
+        loaded, size = load(files[name], dtype=torch.bfloat16), files[name].stat().st_size
+        assert 0.97 * size < loaded.weights_bytes < 1.15 * size
+
+
+def test_only_a_file_of_plain_weights_is_quantized_at_load(files: dict[str, Path]) -> None:
+    int8 = QuantizationConfig.named("int8")
+    assert load(files["F32"], quantization=int8).weights_bytes < 0.3 * files["F32"].stat().st_size
+    with pytest.raises(ConfigError, match="quantized already"):
+        load(files["Q8_0"], quantization=int8)
 
 
 @pytest.mark.parametrize(
