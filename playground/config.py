@@ -255,7 +255,6 @@ class EngineConfig(Validated):
             (self.compile, "compile", True),
             (self.deterministic, "deterministic", True),
             (self.tensor_parallel_size > 1, "tensor_parallel_size", self.tensor_parallel_size),
-            (self.load_format == "gguf", "load_format", "gguf"),
         ]
         for refused, field, value in refusals:
             if refused:

@@ -3,7 +3,6 @@
 Every method may be called from any thread. Several engines can live in one process; they share nothing.
 """
 
-import ctypes
 import gc
 import itertools
 import logging
@@ -53,9 +52,10 @@ from playground.models.bundled import BUNDLED_MODEL
 from playground.models.config import DecoderConfig
 from playground.models.decode_graphs import DecodeGraphs
 from playground.models.decoder import Decoder
+from playground.models.heap import return_memory_to_system
 from playground.models.kv_cache import KVCache
 from playground.models.layers import AttentionName
-from playground.models.loader import LoadedModel, load_model, resolve_model_path
+from playground.models.loader import LoadedModel, load_model, read_config, resolve_model_path
 from playground.models.tokenizer import check_vocabulary, load_tokenizer
 from playground.sampling_params import SamplingParams
 
@@ -74,8 +74,8 @@ class Engine:
     def __init__(self, config: EngineConfig | None = None) -> None:
         given = config or EngineConfig()
         device = resolve_device(given.device)
-        path = resolve_model_path(given.model or str(BUNDLED_MODEL), given.revision)
-        shape = DecoderConfig.from_folder(path)
+        path = resolve_model_path(given.model or str(BUNDLED_MODEL), given.revision, load_format=given.load_format)
+        shape = read_config(path)
         dtype = resolve_dtype(given.dtype, shape.torch_dtype, device)
         attention = resolve_attention(given.attention, shape, device, dtype)
         check_cuda_graphs(given, device, attention)
@@ -397,7 +397,7 @@ class Engine:
         if on_gpu:
             torch.cuda.empty_cache()
         _wait_for_fewer_threads(num_threads - torch.get_num_threads())
-        _return_memory_to_system()
+        return_memory_to_system()  # a closed engine should be gone from the process too
 
     def __enter__(self) -> "Engine":
         return self
@@ -442,11 +442,3 @@ def _wait_for_fewer_threads(most: int, seconds: float = 1.0) -> None:
     until = time.monotonic() + seconds
     while _num_system_threads() > most and time.monotonic() < until:
         time.sleep(0.002)
-
-
-def _return_memory_to_system() -> None:
-    """glibc keeps freed memory for itself; a closed engine should be gone from the process too."""
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):  # another C library: nothing to trim
-        return

@@ -14,6 +14,7 @@ from kernels.paged import why_not_paged
 from playground.config import EngineConfig
 from playground.errors import ConfigError
 from playground.models.config import DecoderConfig
+from playground.models.hub import is_gguf
 from playground.models.kv_cache import KVCache
 
 CPU_TOKEN_BUDGET = 1024
@@ -109,7 +110,11 @@ def resolve_config(
         "dtype": str(dtype).removeprefix("torch."),
         "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
         "attention": attention,
-        "load_format": "safetensors" if config.load_format == "auto" else config.load_format,
+        "load_format": config.load_format
+        if config.load_format != "auto"
+        else "gguf"
+        if is_gguf(path)
+        else "safetensors",
         "max_model_len": max_model_len,
         "max_num_batched_tokens": budget,
         "sliding_window": config.sliding_window if config.sliding_window is not None else model.sliding_window,

@@ -6,9 +6,7 @@ the file and the model together. Knows nothing of architectures; never unpickles
 
 import json
 import math
-import mmap
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from playground.errors import ModelLoadError
 from playground.models.config import read_json
+from playground.models.mapped import MappedFile
 
 INDEX_NAME = "model.safetensors.index.json"
 WEIGHT_DTYPES = {
@@ -54,7 +53,7 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.entries: dict[str, TensorEntry] = {}
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._maps: dict[Path, MappedFile] = {}
         for file in _weight_files(folder):
             try:
                 self.entries.update(_read_header(file))
@@ -66,31 +65,15 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         for mapped in self._maps.values():
-            with suppress(BufferError):  # an exception's traceback may still hold a view: then it goes with that
-                mapped.close()
+            mapped.close()
         self._maps.clear()
 
     def read(self, name: str, use: Callable[[Tensor], None]) -> None:
         """Call `use` with the mapped tensor, which must be copied there: afterwards its pages are gone."""
         entry = self.entries[name]
-        if entry.end == entry.start:
-            use(torch.empty(entry.shape, dtype=SAFETENSORS_DTYPES[entry.dtype]))
-            return
-        mapped = self._mapped(entry.file)
-        dtype = SAFETENSORS_DTYPES[entry.dtype]
-        view = torch.frombuffer(mapped, dtype=dtype, count=math.prod(entry.shape), offset=entry.start)
-        use(view.view(entry.shape))
-        del view
-        first = entry.start - entry.start % mmap.PAGESIZE
-        if hasattr(mapped, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED, first, entry.end - first)
-
-    def _mapped(self, file: Path) -> mmap.mmap:
-        if file not in self._maps:
-            with file.open("rb") as handle:
-                # A private writable map: torch wants writable buffers, and nothing is ever written back.
-                self._maps[file] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-        return self._maps[file]
+        if entry.file not in self._maps:
+            self._maps[entry.file] = MappedFile(entry.file)
+        self._maps[entry.file].read(entry.start, SAFETENSORS_DTYPES[entry.dtype], entry.shape, use)
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -169,33 +152,52 @@ def match_tensors(
 
     Names in `also` and with `ignored_suffixes` may be there besides; `owner` names in errors what the tensors are for.
     """
-    found = checkpoint.entries
-    missing = [name for name in in_file.values() if name not in found]
-    if missing:
-        raise ModelLoadError(
-            f"{checkpoint.folder} lacks {len(missing)} tensors that its config.json asks for "
-            f"({some(missing)}): the files are incomplete or belong to another config."
-        )
-    known = {*in_file.values(), *also}
-    extra = [name for name in found if name not in known and not name.endswith(ignored_suffixes)]
-    if extra:
-        raise ModelLoadError(
-            f"{checkpoint.folder} has {len(extra)} tensors that {owner} has no place for "
-            f"({some(extra)}): the config.json belongs to another model."
-        )
-    for name, stored in in_file.items():
-        entry = found[stored]
-        if entry.shape != shapes[name]:
+    found = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    expected = {stored: shapes[name] for name, stored in in_file.items()}
+    check_tensors(checkpoint.folder, found, expected, also=also, ignored_suffixes=ignored_suffixes, owner=owner)
+    for stored in in_file.values():
+        if (dtype := checkpoint.entries[stored].dtype) not in WEIGHT_DTYPES:
             raise ModelLoadError(
-                f"{checkpoint.folder}: {stored} has shape {list(entry.shape)} where config.json asks for "
-                f"{list(shapes[name])}: the config.json belongs to another model."
-            )
-        if entry.dtype not in WEIGHT_DTYPES:
-            raise ModelLoadError(
-                f"{checkpoint.folder}: {stored} is stored as {entry.dtype}, which is not supported: "
+                f"{checkpoint.folder}: {stored} is stored as {dtype}, which is not supported: "
                 f"use one of {', '.join(WEIGHT_DTYPES)}."
             )
     return NamedTensors(checkpoint, in_file)
+
+
+def check_tensors(
+    where: Path,
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    also: Collection[str] = (),
+    ignored_suffixes: tuple[str, ...] = (),
+    owner: str,
+    config: str = "config.json",
+) -> None:
+    """Refuse missing, extra and misshapen tensors: shapes by their names in the file, found and expected.
+
+    `config` names in errors what the expected ones were read from; for the others see `match_tensors`.
+    """
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise ModelLoadError(
+            f"{where} lacks {len(missing)} tensors that its {config} asks for "
+            f"({some(missing)}): the files are incomplete or belong to another config."
+        )
+    extra = [
+        name for name in found if name not in expected and name not in also and not name.endswith(ignored_suffixes)
+    ]
+    if extra:
+        raise ModelLoadError(
+            f"{where} has {len(extra)} tensors that {owner} has no place for "
+            f"({some(extra)}): the {config} belongs to another model."
+        )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise ModelLoadError(
+                f"{where}: {name} has shape {list(found[name])} where {config} asks for "
+                f"{list(shape)}: the {config} belongs to another model."
+            )
 
 
 def some(names: list[str], most: int = 3) -> str:

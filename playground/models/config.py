@@ -36,12 +36,16 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    factors: tuple[float, ...] = ()
+    """With kind "factors" (GGUF files): what each rotated pair's frequency is divided by, head_dim / 2 numbers."""
 
     def inverse_frequencies(self, head_dim: int) -> torch.Tensor:
         """float64 [head_dim / 2]: radians per position of each rotated pair."""
         inv = self.theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         if self.kind == "linear":
             return inv / self.factor
+        if self.kind == "factors":
+            return inv / torch.tensor(self.factors, dtype=torch.float64)
         if self.kind == "llama3":
             wavelength = 2 * math.pi / inv
             length = self.original_max_position_embeddings
@@ -92,13 +96,13 @@ class DecoderConfig:
         raw = read_json(folder / "config.json")
         generation = folder / "generation_config.json"
         extra_eos = read_json(generation).get("eos_token_id") if generation.is_file() else None
-        config = cls.from_dict(raw, str(folder))
+        config = cls.from_dict(raw, f"config.json of {folder}")
         ids = dict.fromkeys([*config.eos_token_ids, *_token_ids(extra_eos)])
         return replace(config, eos_token_ids=tuple(ids))
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "config") -> "DecoderConfig":
-        """Build from the parsed `config.json`; `source` is named in error messages."""
+        """Build from the parsed `config.json`, or from the same said elsewhere; `source` is named in errors."""
         return _Reader(raw, source).read()
 
     @property
@@ -171,7 +175,7 @@ class _Reader:
         self.family = FAMILIES[name]
 
     def fail(self, what: str) -> ModelLoadError:
-        return ModelLoadError(f"config.json of {self.source}: {what}")
+        return ModelLoadError(f"{self.source}: {what}")
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self.raw.get(self.family.config_keys.get(key, key))

@@ -108,7 +108,7 @@ def _head_config(folder: Path, target: DecoderConfig) -> DecoderConfig:
         )
     # Published heads are called LlamaForCausalLMEagle, EagleLlamaForCausalLM or, by their authors, LlamaForCausalLM.
     plain = re.sub("eagle", "", name, flags=re.IGNORECASE)
-    config = DecoderConfig.from_dict({**raw, "architectures": [plain] if plain else None}, str(folder))
+    config = DecoderConfig.from_dict({**raw, "architectures": [plain] if plain else None}, f"config.json of {folder}")
     if config.norm != "rms" or config.positions != "rope":
         raise ModelLoadError(f"{folder} is {name}: an EAGLE head has the layer of a Llama, Mistral or Qwen.")
     if config.quantization is not None:

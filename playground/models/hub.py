@@ -1,4 +1,4 @@
-"""Turns what a user calls a model into a local folder: a folder as it is, a hub id downloaded. Reads no weights."""
+"""Turns what a user calls a model into a local folder or file: as it is, or a hub id downloaded. Reads no weights."""
 
 import logging
 import re
@@ -9,21 +9,54 @@ from playground.validation import shorten
 
 logger = logging.getLogger(__name__)
 
+GGUF_SUFFIX = ".gguf"
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
-def resolve_model_path(path_or_id: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The local folder of a model; downloads a hub id (only its small files with `weights=False`)."""
+def is_gguf(path: Path) -> bool:
+    """Whether a resolved model is a GGUF file, which holds everything, and not a folder in Hugging Face format."""
+    return path.suffix.lower() == GGUF_SUFFIX
+
+
+def resolve_model_path(path_or_id: str | Path, revision: str | None = None, *, load_format: str = "auto") -> Path:
+    """The local folder or GGUF file of a model; downloads a hub id (only its small files for random weights).
+
+    A folder stands for the GGUF file in it where `load_format` asks for one, or where it has nothing else.
+    """
     name = str(path_or_id)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    if folder.exists():
-        raise ModelLoadError(f"model={name!r} is a file: give the folder that holds it, with its config.json.")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return _in_folder(path.resolve(), load_format)
+    if path.exists():
+        if not is_gguf(path):
+            raise ModelLoadError(
+                f"model={name!r} is a file: give a {GGUF_SUFFIX} file, or the folder with its config.json."
+            )
+        if load_format == "safetensors":
+            raise ModelLoadError(f"model={name!r} is a GGUF file: leave load_format='safetensors' out, or give 'gguf'.")
+        return path.resolve()
+    if load_format == "gguf":
+        raise ModelLoadError(
+            f"model={shorten(name, 200)}: no such file or folder here; a hub id is not enough for load_format='gguf': "
+            f"download one {GGUF_SUFFIX} file and give its path."
+        )
     if isinstance(path_or_id, Path) or not _HUB_ID.match(name):
         raise ModelLoadError(f"model={shorten(name, 200)}: no such folder, and not a hub id of the form 'owner/name'.")
-    return _download(name, revision, weights)
+    return _download(name, revision, weights=load_format != "dummy")
+
+
+def _in_folder(folder: Path, load_format: str) -> Path:
+    wanted = load_format == "gguf"
+    if not wanted and (load_format != "auto" or (folder / "config.json").is_file()):
+        return folder
+    files = sorted(file for file in folder.iterdir() if is_gguf(file))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:4])
+        raise ModelLoadError(f"{folder} holds {len(files)} GGUF files ({names}): give the path of one of them.")
+    if wanted and not files:
+        raise ModelLoadError(f"{folder} holds no {GGUF_SUFFIX} file: give the path of one, or another load_format.")
+    return files[0] if files else folder
 
 
 def _download(name: str, revision: str | None, weights: bool) -> Path:

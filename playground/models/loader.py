@@ -1,4 +1,4 @@
-"""Loads a checkpoint into a `Decoder`: folder or hub id, safetensors or random weights, any supported dtype.
+"""Loads a checkpoint into a `Decoder`: folder, GGUF file or hub id, stored or random weights, any supported dtype.
 
 Every name and shape is checked before the first weight is read. Weights are then built matrix by matrix from mapped
 files, so that host memory never holds much more than the finished model.
@@ -16,7 +16,10 @@ from playground.models.checkpoint import Checkpoint, match_tensors
 from playground.models.config import DecoderConfig
 from playground.models.decoder import Decoder, DecoderWeights
 from playground.models.families import tensor_shapes
-from playground.models.hub import resolve_model_path
+from playground.models.gguf_config import read_gguf_config
+from playground.models.gguf_file import GGUFFile
+from playground.models.gguf_tensors import gguf_tensors
+from playground.models.hub import is_gguf, resolve_model_path
 from playground.models.layers import AttentionName
 from playground.models.quantize_on_load import QuantizeOnLoad
 from playground.models.quantized_checkpoint import match_quantized
@@ -24,7 +27,7 @@ from playground.models.weights import DummyTensors, QuantizedSource, TensorSourc
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["LoadedModel", "load_model", "resolve_model_path"]
+__all__ = ["LoadedModel", "load_model", "read_config", "resolve_model_path"]
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,16 @@ def load_model(
     where the weights cannot be quantized so, one sentence.
     """
     device, dummy = torch.device(device), load_format == "dummy"
-    path = resolve_model_path(path_or_id, revision, weights=not dummy)
-    config = DecoderConfig.from_folder(path)
+    path = resolve_model_path(path_or_id, revision, load_format=load_format)
+    config = read_config(path)
     if sliding_window is not None:
         config = config.with_sliding_window(sliding_window)
     dtype = usable_dtype(config.dtype if dtype is None else dtype, device)
     if dummy:
         weights = _build(config, DummyTensors(config, seed, device), dtype, device, quantization)
+    elif is_gguf(path):
+        with GGUFFile(path) as file:
+            weights = _build(config, gguf_tensors(config, file, dtype, device), dtype, device, quantization)
     else:
         with Checkpoint(path) as checkpoint:
             weights = _build(config, check_names(config, checkpoint), dtype, device, quantization)
@@ -69,6 +75,14 @@ def load_model(
     size = weights_nbytes(weights)
     logger.info("loaded %s (%s, %.1f MB, %s on %s)", path, config.architecture, size / 1e6, dtype, device)
     return LoadedModel(model, config, path, size)
+
+
+def read_config(path: Path) -> DecoderConfig:
+    """What a model is made of, from its folder or its GGUF file. Raises `ModelLoadError`."""
+    if not is_gguf(path):
+        return DecoderConfig.from_folder(path)
+    with GGUFFile(path) as file:
+        return read_gguf_config(file)
 
 
 def _build(

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from playground.errors import ModelLoadError
 from playground.models.config import DecoderConfig, read_json
+from playground.models.gguf_tokenizer import load_gguf_tokenizer
+from playground.models.hub import is_gguf
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -14,10 +16,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
-    """The fast tokenizer of a model folder. Raises `ModelLoadError`."""
+    """The fast tokenizer of a model folder or GGUF file. Raises `ModelLoadError`."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     folder = Path(path)
+    if is_gguf(folder):
+        return load_gguf_tokenizer(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelLoadError(f"{folder} has no tokenizer.json: add the tokenizer's files to the model's folder.")
     read_json(folder / "tokenizer.json")

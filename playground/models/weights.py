@@ -15,9 +15,11 @@ from playground.models.attention import LayerAttention
 from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
+from playground.models.heap import return_memory_to_system
 from playground.models.layers import Layer, Norm
 from playground.models.linear import AnyLinear, GatedLinear, Linear, StackedLinear, reorders, worth_a_copy
-from playground.quantization.linear import QuantizedLinear
+from playground.quantization.blocks import BlockWeight, join_blocks
+from playground.quantization.linear import AnyQuantized, QuantizedLinear
 from playground.quantization.weight import QuantizedWeight, join, joinable
 
 
@@ -31,7 +33,7 @@ class TensorSource(Protocol):
 class QuantizedSource(TensorSource, Protocol):
     """A source some of whose matrices are quantized; the others, norms and biases come from `read` as ever."""
 
-    def quantized(self, name: str) -> QuantizedWeight | None:
+    def quantized(self, name: str) -> AnyQuantized | None:
         """The matrix "`name`.weight" ("model.layers.0.self_attn.q_proj") as [outputs, inputs]; None where it is plain.
 
         Asked for every matrix of the layers, the output head (not where it is tied) and the embedding. Called once
@@ -88,7 +90,11 @@ def build_weights(
         head = table if isinstance(table, QuantizedLinear) else Linear(table, None)
     else:
         head = embed if isinstance(embed, QuantizedLinear) else Linear(embed, None, keep=not worth_a_copy(embed))
-    layers = [builder.layer(number, shapes) for number in range(config.num_layers)]
+    layers = []
+    for number in range(config.num_layers):
+        layers.append(builder.layer(number, shapes))
+        if isinstance(source, QuantizedSource):  # unpacked codes lie between packed ones: the heap would stay as large
+            return_memory_to_system()
     return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
 
 
@@ -145,8 +151,8 @@ class WeightBuilder:
         quantized = [weight for weight in weights if weight is not None]
         if not quantized:
             return self._plain_linear(parts, inputs, biased)
-        if len(quantized) == len(parts) and joinable(quantized):
-            return self._quantized_linear(join(quantized), self._bias(parts) if biased else None)
+        if len(quantized) == len(parts) and (whole := _joined(quantized)) is not None:
+            return self._quantized_linear(whole, self._bias(parts) if biased else None)
         linears: list[Linear | QuantizedLinear] = []
         for part, weight in zip(parts, weights, strict=True):
             if weight is None:
@@ -165,10 +171,10 @@ class WeightBuilder:
         self._stack(parts, "weight", weight)
         return Linear(weight, self._bias(parts) if biased else None)
 
-    def _quantized(self, name: str) -> QuantizedWeight | None:
+    def _quantized(self, name: str) -> AnyQuantized | None:
         return self.source.quantized(name) if isinstance(self.source, QuantizedSource) else None
 
-    def _quantized_linear(self, weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear:
+    def _quantized_linear(self, weight: AnyQuantized, bias: Tensor | None) -> QuantizedLinear:
         return QuantizedLinear(
             weight, bias, dtype=self.dtype, device=self.device, int8_activations=self._int8_activations
         )
@@ -206,6 +212,17 @@ class WeightBuilder:
             up=self.up(number),
             down=self.linear("down", number),
         )
+
+
+def _joined(parts: Sequence[AnyQuantized]) -> AnyQuantized | None:
+    """The matrices one below the other; None where they are quantized in ways that do not join."""
+    codes = [part for part in parts if isinstance(part, QuantizedWeight)]
+    blocks = [part for part in parts if isinstance(part, BlockWeight)]
+    if codes and blocks:
+        return None
+    if blocks:
+        return join_blocks(blocks)
+    return join(codes) if joinable(codes) else None
 
 
 def _copy(target: Tensor, tensor: Tensor) -> None:

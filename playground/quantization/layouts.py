@@ -16,6 +16,7 @@ from torch import Tensor
 import kernels
 from kernels import quant_pack
 from kernels.dispatch import why_not_triton
+from playground.quantization.blocks import BlockPanels, BlockWeight
 from playground.quantization.crossover import Crossover, measured_crossover
 from playground.quantization.packed import PackedMatrix
 from playground.quantization.weight import QuantizedWeight
@@ -282,8 +283,10 @@ class KernelGroups:
         return self._packed.nbytes
 
 
-def lay_out(weight: QuantizedWeight, dtype: torch.dtype, *, int8_activations: bool = False) -> Layout:
+def lay_out(weight: QuantizedWeight | BlockWeight, dtype: torch.dtype, *, int8_activations: bool = False) -> Layout:
     """The best form of a weight for products in `dtype` on the device that it is on."""
+    if isinstance(weight, BlockWeight):
+        return BlockPanels(weight, dtype)
     device = weight.codes.device
     if int8_activations and Int8Activations.fits(weight):
         return Int8Activations(weight, dtype)

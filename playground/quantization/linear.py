@@ -8,8 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from playground.quantization.blocks import BlockWeight
 from playground.quantization.layouts import lay_out
 from playground.quantization.weight import QuantizedWeight
+
+AnyQuantized = QuantizedWeight | BlockWeight
 
 
 class QuantizedLinear:
@@ -22,7 +25,7 @@ class QuantizedLinear:
 
     def __init__(
         self,
-        weight: QuantizedWeight,
+        weight: AnyQuantized,
         bias: Tensor | None,
         *,
         dtype: torch.dtype,
@@ -60,12 +63,12 @@ class QuantizedLinear:
         return self.layout.nbytes + sum(part.nbytes for part in (self._order, self.bias) if part is not None)
 
 
-def _in_order(weight: QuantizedWeight) -> tuple[QuantizedWeight, Tensor | None]:
+def _in_order(weight: AnyQuantized) -> tuple[AnyQuantized, Tensor | None]:
     """The weight with the columns of a group side by side, and the columns' numbers in that order (activation order).
 
     As it is, with None, where they are already, or where groups are not equally large.
     """
-    if weight.group_index is None:
+    if isinstance(weight, BlockWeight) or weight.group_index is None:
         return weight, None
     inputs, groups = weight.shape[1], torch.arange(weight.shape[1], device=weight.codes.device)
     order = torch.argsort(weight.group_index, stable=True)

@@ -225,7 +225,6 @@ CONFIGS = [
     ({"compile": True}, "not available yet"),
     ({"deterministic": True}, "not available yet"),
     ({"tensor_parallel_size": 2}, "not available yet"),
-    ({"load_format": "gguf"}, "not available yet"),
     ({"model": ""}, "model"),
 ]
 

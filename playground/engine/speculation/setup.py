@@ -27,7 +27,7 @@ from playground.models.config import DecoderConfig
 from playground.models.decoder import Decoder
 from playground.models.eagle import EagleHead, load_eagle_head
 from playground.models.kv_cache import KVCache
-from playground.models.loader import LoadedModel, load_model, resolve_model_path
+from playground.models.loader import LoadedModel, load_model, read_config, resolve_model_path
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def load_draft(config: EngineConfig, target: LoadedModel, device: torch.device, 
     if speculation.method != "draft":
         return Draft(speculation)
     path = _draft_path(config, target)
-    attention = resolve_attention(config.attention, DecoderConfig.from_folder(path), device, dtype)
+    attention = resolve_attention(config.attention, read_config(path), device, dtype)
     loaded = load_model(
         str(path),
         device=device,
