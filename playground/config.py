@@ -84,6 +84,12 @@ class QuantizationConfig(Validated):
     """Without zeros: a group's range is as wide below 0 as above."""
     double_quant: bool = Field(False, description="True or False")
     """nf4: round the scales to 8 bits too, which saves 0.4 bit a weight in files; in memory they are whole."""
+    act_order: bool = Field(False, description="True or False")
+    """gptq: columns with the largest inputs first."""
+    static_groups: bool = Field(True, description="True or False")
+    """gptq with act_order: groups are neighbouring columns all the same, which every format and kernel can hold."""
+    damping: float = Field(0.01, gt=0, le=1, description="a number above 0, at most 1")
+    """gptq: share of the mean squared input that is added to every input's."""
     head: Literal["keep", "int8"] = Field("int8", description="keep or int8")
     """The output head (and the embedding, where they are one matrix) at load: as it is, or int8 with one scale a row.
     It is a fifth of the weights that a small model reads for every token."""
@@ -125,6 +131,9 @@ class QuantizationConfig(Validated):
                     )
         if self.double_quant and self.method != "nf4":
             raise ValueError(f"double_quant=True is for method 'nf4', not {self.method!r}: leave it out.")
+        for field in ("act_order", "static_groups", "damping"):
+            if field in self.model_fields_set and self.method != "gptq":
+                raise ValueError(f"{field} is for method 'gptq', not {self.method!r}: leave it out.")
         return self
 
 
