@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from playground.engine.core import EngineCore
+from playground.engine.openmp import release_workers
 from playground.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class EngineLoop:
         built.set_result(core)
         del built
         while True:
+            if not (core.has_work or self._inbox):
+                release_workers()
             with self._wake:
                 self._wake.wait_for(lambda: self._inbox or self._closing or core.has_work)
                 closing = self._closing
