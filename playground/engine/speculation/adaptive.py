@@ -54,6 +54,8 @@ MAX_DEBT = 4.0
 TRY_SHARE = 0.006
 """Share of the time that goes to tries at their longest distance."""
 
+REST = 8
+"""Steps without drafts for which prices and decisions stand: planning every one took 2 % of a step of 4 ms."""
 MIN_PLAIN_STEPS = 2
 """Timings of steps without drafts that a decision needs to compare with."""
 
@@ -104,7 +106,7 @@ class _Request:
     keen: bool = False
     """Its last try was accepted: the next step tries again."""
     decide_at: int = 0
-    """Step of the next decision: in large batches not every step, to keep planning cheap."""
+    """Step of the next decision: not every one in large batches, or while it does not draft: planning is not free."""
     reason: str = ""
 
 
@@ -134,6 +136,10 @@ class AdaptivePlanner:
         self._step_costs = [1.0]
         """Time of a step in which every request has 0, 1, 2, ... drafts, in plain steps; as far as it is known."""
         self._prior = [FIRST_ACCEPTANCE] * max_num_tokens
+        self._best_gain = 1.0
+        """Speed-up if every draft were accepted."""
+        self._priced_size, self._price_at = 0, 0
+        """Batch size that these are of, and the step from which they are too old."""
         self._cap = max_num_tokens
         """Most drafts that pay for the batch as it is mixed; 0: none do."""
         self._batch_gain = 1.0
@@ -220,16 +226,22 @@ class AdaptivePlanner:
         if self.costs.num_plain_steps(batch_size) < MIN_PLAIN_STEPS:
             self._kind = "plain"
             return
-        longest = min(self._max_num_tokens, max(1, 2 * self.costs.longest_draft(batch_size)))
-        self._step_costs = [self._cost(k, k) for k in range(longest + 1)]
-        self._prior = self._engine.estimates([FIRST_ACCEPTANCE] * self._max_num_tokens, PRIOR_WEIGHT)
+        if self._step >= self._price_at or batch_size != self._priced_size or any(member.drafts for member in members):
+            self._price(batch_size)
         self._cap = self._common_cap(members)
         drafting = [member.gain for member in members if member.drafts and self._cap]
         try_is_due = len(drafting) < len(members) and self._tries.tick()
         self._trying = try_is_due and self.balance >= self._step_costs[1] - 1
-        best_case = best_num_tokens([1.0] * longest, self._step_costs)
-        self._may_follow_up = self.balance > 0 and best_case.speedup >= START_GAIN
+        self._may_follow_up = self.balance > 0 and self._best_gain >= START_GAIN
         self._kind = self._next_kind(drafting)
+
+    def _price(self, batch_size: int) -> None:
+        """Work out what drafts cost and promise; not for every step in which nobody drafts."""
+        self._priced_size, self._price_at = batch_size, self._step + REST
+        longest = min(self._max_num_tokens, max(1, 2 * self.costs.longest_draft(batch_size)))
+        self._step_costs = [self._cost(k, k) for k in range(longest + 1)]
+        self._prior = self._engine.estimates([FIRST_ACCEPTANCE] * self._max_num_tokens, PRIOR_WEIGHT)
+        self._best_gain = best_num_tokens([1.0] * longest, self._step_costs).speedup
 
     def _space_tries(self) -> None:
         """Where an accepted try could lead to more the next comes soon; else later, the later the more it costs."""
@@ -278,7 +290,7 @@ class AdaptivePlanner:
             return 0
         if self._step >= request.decide_at:
             self._decide(request)
-            request.decide_at = self._step + 1 + self._batch_size // 4
+            request.decide_at = self._step + (1 + self._batch_size // 4 if request.drafts else REST)
         if not (request.drafts and self._cap):
             return int(self._trying or (request.keen and not request.drafts and self._may_follow_up))
         num_tokens = min(max(1, request.wish), self._cap)

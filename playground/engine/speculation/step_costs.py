@@ -55,13 +55,18 @@ class StepCosts:
         """Learn from one step in which drafting took `num_rounds` rounds, one token each of every sequence."""
         self._num_steps += 1
         row, width = _row(cost.num_seqs), _rounded(cost.num_target_tokens / cost.num_seqs)
+        target, draft = self._target.get(row, _Curve()), self._draft.get(row, _Curve())
         most_target = most_draft = math.inf
-        if self.num_plain_steps(cost.num_seqs):
-            most_target = MAX_SURPRISE * self._target_ns(cost.num_seqs, width)
-            most_draft = MAX_SURPRISE * self._draft_ns(cost.num_seqs, num_rounds)
-        self._target.setdefault(row, _Curve()).add(width, self._num_steps, max(1, cost.target_ns), most_target)
+        if target.count(1.0):
+            if not target.count(width):
+                most_target = MAX_SURPRISE * self._target_ns(cost.num_seqs, width)
+            if num_rounds and not draft.count(num_rounds):
+                most_draft = MAX_SURPRISE * self._draft_ns(cost.num_seqs, num_rounds)
+        target.add(width, self._num_steps, max(1, cost.target_ns), most_target)
+        self._target[row] = target
         if num_rounds:
-            self._draft.setdefault(row, _Curve()).add(num_rounds, self._num_steps, cost.draft_ns, most_draft)
+            draft.add(num_rounds, self._num_steps, cost.draft_ns, most_draft)
+            self._draft[row] = draft
         self._growth = None
 
     def num_plain_steps(self, num_seqs: int) -> int:
