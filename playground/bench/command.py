@@ -173,6 +173,31 @@ def prompt_cache_command(
     render(data)
 
 
+@bench_app.command(name="quantization", epilog="Example: playground bench quantization --json quantization.json")
+def quantization_command(
+    methods: Annotated[str, typer.Option(help="Comma-separated short names. Default: int8,int4,nf4,w8a8.")] = "",
+    model: Annotated[str, typer.Option(help="dummy-135m, dummy-tiny, bundled or a folder.")] = "dummy-135m",
+    repeats: Annotated[int, typer.Option(help="Measured pairs of each case.", min=1)] = 5,
+    threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: torch's.", min=1)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A tiny model for seconds: shows only that it runs.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure decoding with quantized weights in pairs with unquantized ones, and where packed products stop paying."""
+    _check_target(json_file)
+
+    from rich.console import Console
+
+    from playground.bench.quantization import NAMES, QuantizationPlan, quick_plan, render, run_benchmark
+
+    names = _listed(methods)
+    plan = quick_plan(names) if quick else QuantizationPlan(model, names=names or NAMES, repeats=repeats)
+    progress = Console(stderr=True)
+    with progress.status("starting") as status:
+        data = run_benchmark(plan, threads, say=status.update)
+    _write(data, json_file)
+    render(data)
+
+
 @bench_app.command(name="kernels", epilog="Example: playground bench kernels --only decode --json kernels.json")
 def kernels_command(
     only: Annotated[str, typer.Option(help="Only ops whose name contains this.")] = "",

@@ -41,7 +41,7 @@ class Runner(Protocol):
 class EngineRunner:
     """This project's engine: every request is submitted for itself, at once, and the engine batches them."""
 
-    def __init__(self, folder: Path, dtype: str, plan: Plan, max_len: int) -> None:
+    def __init__(self, folder: Path, dtype: str, plan: Plan, max_len: int, *, quantization: str | None = None) -> None:
         block_size = 16
         blocks = plan.max_batch * (-(-min(max_len, plan.max_tokens) // block_size) + 1)
         self.engine = Engine(
@@ -53,6 +53,7 @@ class EngineRunner:
                 block_size=block_size,
                 num_kv_blocks=blocks,
                 prefix_caching=False,  # a repeated prompt must be computed again, as the peer does
+                quantization=quantization,
             )
         )
 

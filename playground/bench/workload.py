@@ -57,7 +57,7 @@ class Plan:
         """The longest sequence that any part of the plan needs."""
         everything = (*self.batches, self.steps_batch)
         longest = max(p + o for b in everything for p, o in zip(b.prompt_lens, b.output_lens, strict=True))
-        return max(longest, *(length + 1 for length in self.first_token_prompts))
+        return max([longest, *(length + 1 for length in self.first_token_prompts)])
 
     @property
     def max_batch(self) -> int:
