@@ -77,7 +77,7 @@ def build_weights(
 ) -> DecoderWeights:
     """Everything that a `Decoder` of this config needs, from tensors named as in `families`.
 
-    `int8_activations` rounds what goes into int8 matrices of the layers to int8 as well.
+    `int8_activations` rounds what goes into int8 matrices of the layers to int8, as files may say that it is.
     """
     builder = WeightBuilder(config, source, dtype, device, int8_activations=int8_activations)
     names = config.family.names
@@ -175,9 +175,8 @@ class WeightBuilder:
         return self.source.quantized(name) if isinstance(self.source, QuantizedSource) else None
 
     def _quantized_linear(self, weight: AnyQuantized, bias: Tensor | None) -> QuantizedLinear:
-        return QuantizedLinear(
-            weight, bias, dtype=self.dtype, device=self.device, int8_activations=self._int8_activations
-        )
+        int8 = self._int8_activations or getattr(weight, "activations", None) == "int8"
+        return QuantizedLinear(weight, bias, dtype=self.dtype, device=self.device, int8_activations=int8)
 
     def _bias(self, parts: Sequence[tuple[str, int]]) -> Tensor:
         bias = self.empty(sum(outputs for _, outputs in parts))

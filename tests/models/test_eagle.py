@@ -278,6 +278,7 @@ def without(name: str) -> Callable[[], dict[str, Tensor]]:
         (lambda: tensors() | {"embedding_layernorm.weight": torch.ones(48)}, {}, "an EAGLE-1 head has no place for"),
         (lambda: tensors() | {"fc.weight": torch.ones(48, 48)}, {}, r"fc.weight has shape \[48, 48\]"),
         (tensors, {"intermediate_size": 64}, "has shape"),
+        (tensors, {"quantization_config": {"quant_method": "awq"}}, "is quantized"),
     ],
 )
 def test_what_is_no_head_of_this_target_is_refused(
