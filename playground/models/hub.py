@@ -42,7 +42,9 @@ def resolve_model_path(path_or_id: str | Path, revision: str | None = None, *, l
             f"download one {GGUF_SUFFIX} file and give its path."
         )
     if isinstance(path_or_id, Path) or not _HUB_ID.match(name):
-        raise ModelLoadError(f"model={shorten(name, 200)}: no such folder, and not a hub id of the form 'owner/name'.")
+        raise ModelLoadError(
+            f"model={shorten(name, 200)}: no such folder or file, and not a hub id of the form 'owner/name'."
+        )
     return _download(name, revision, weights=load_format != "dummy")
 
 
