@@ -99,7 +99,7 @@ class BlockEvent(NamedTuple):
     request_id: int | None = None
     source_block_id: int | None = None
     """For "copy": the block it was copied from."""
-    index: int | None = None
+    logical_index: int | None = None
     """For "alloc" and "share": which logical block of the request it is from now on."""
 
 

@@ -10,7 +10,8 @@ A frame is a JSON object:
     full      whether `blocks`, `requests` and `tables` are all there is, or what changed since the frame before
     blocks    runs of physical blocks that are alike: [first id, count, tokens in it, [ids of requests that hold it]].
               Held by nobody but with tokens: cached. Neither: empty. A full frame leaves the empty ones out.
-    tables    logical block tables: [request id, first index, [physical ids from there to the end; 0: no longer there]]
+    tables    logical block tables: [request id, first index, [physical ids from there on; 0: out of the window]]
+              What a reader does not have before the first index is 0.
     copies    copies on write since the frame before: [time, block copied from, block copied to]
     requests  `RequestRow`s as arrays; ended ones stay for `KEEP_ENDED_MS`
     steps     `StepRow`s of the steps that ended since the frame before, with their `SliceRow`s; at most `MAX_STEPS` of
@@ -179,6 +180,8 @@ class _Sequence:
         self.ended_ns: int | None = None
         self.last_emitted_ns: int | None = None
         self.num_prompt = self.num_cached = self.num_output = self.num_computed = self.num_preemptions = 0
+        self.num_found = 0
+        """Tokens in blocks that others computed, which stand in for `num_computed` before the first step."""
         self.furthest = 0
         """Most tokens ever computed: what is computed again is below."""
         self.reason: str | None = None
@@ -214,10 +217,18 @@ class _Sequence:
         self.num_computed = num_tokens
         self.furthest = max(self.furthest, num_tokens)
 
-    def listed(self, start: int) -> list[int]:
+    def listed(self, start: int = 0) -> list[int]:
         """The block table from `start` on."""
-        end = max(self.table, default=-1) + 1
-        return [self.table.get(index, NULL_BLOCK) for index in range(start, end)]
+        return [self.table.get(index, NULL_BLOCK) for index in range(start, self.table_end)]
+
+    @property
+    def table_end(self) -> int:
+        return max(self.table, default=-1) + 1
+
+    def changes(self) -> tuple[int, list[int]]:
+        """Up to where the readers' tables are right, and what follows."""
+        start = min(self.changed_from or 0, self.table_end)
+        return start, self.listed(start)
 
 
 class LiveState:
@@ -294,16 +305,17 @@ class LiveState:
         holders = self._holders.setdefault(block_id, [])
         was_shared = len(holders) > 1
         if event.action in ("alloc", "share"):
-            assert request_id is not None and event.index is not None, "only a request takes blocks"
+            assert request_id is not None and event.logical_index is not None, "only a request takes blocks"
             sequence = self._sequence(request_id, event.time_ns)
             holders.append(request_id)
-            sequence.place(event.index, block_id)
-            if event.action == "share":  # what is in it counts as computed
-                found = event.index * self.facts.block_size + self._fill.get(block_id, 0)
-                sequence.compute(max(sequence.num_computed, found), self.facts.block_size)
+            sequence.place(event.logical_index, block_id)
+            if event.action == "share":
+                self._settle()
+                # What is in it counts as computed until the first step of the request says how much of it is its own.
+                found = event.logical_index * self.facts.block_size + self._fill.get(block_id, 0)
+                sequence.num_found = max(sequence.num_found, found)
             self._fill.setdefault(block_id, 0)
-            sequence.stale.add(event.index)
-            self._stale.add(request_id)
+            self._mark_stale(request_id, event.logical_index)
         elif event.action == "copy":
             time_ms, source = self._ms(event.time_ns), event.source_block_id
             self._new_copies.append([time_ms, source, block_id])
@@ -315,7 +327,10 @@ class LiveState:
                     self._changed_requests.add(request_id)
             if event.action == "cache":
                 self._fill[block_id] = self.facts.block_size
-            elif event.action != "release":
+            elif event.action == "release":  # what only the one that left had written there is of no use to the others
+                for other in holders:
+                    self._mark_stale(other, self._sequences[other].place_of.get(block_id))
+            else:
                 self._fill.pop(block_id, None)
         self._num_shared += (len(holders) > 1) - was_shared
         if not holders:
@@ -339,7 +354,7 @@ class LiveState:
         elif event.state == "preempted":
             sequence.state, sequence.reason, sequence.preempted_ns = "preempted", event.reason, event.time_ns
             sequence.num_preemptions += 1
-            sequence.num_computed = 0
+            sequence.num_computed = sequence.num_found = 0
         elif event.state == "finished":
             sequence.state, sequence.reason, sequence.ended_ns = "finished", event.reason, event.time_ns
 
@@ -421,7 +436,7 @@ class LiveState:
     def block_table(self, request_id: int) -> list[int]:
         """Physical block of each logical block; 0 where it slid out of the window. Empty for who holds none."""
         sequence = self._sequences.get(request_id)
-        return [] if sequence is None else sequence.listed(0)
+        return [] if sequence is None else sequence.listed()
 
     def is_moving(self, now_ns: int) -> bool:
         """Whether a later frame could show something else although no event comes: requests wait, or rates run out."""
@@ -441,12 +456,18 @@ class LiveState:
             sequence.stale.clear()
         self._stale.clear()
 
+    def _mark_stale(self, request_id: int, index: int | None) -> None:
+        if index is not None:
+            self._sequences[request_id].stale.add(index)
+            self._stale.add(request_id)
+
     def _measure(self, block_id: int) -> None:
         """A block holds as many tokens as the furthest of its holders has computed in it."""
         size, fill = self.facts.block_size, 0
         for request_id in self._holders[block_id]:
             sequence = self._sequences[request_id]
-            fill = max(fill, min(size, sequence.num_computed - sequence.place_of[block_id] * size))
+            computed = sequence.num_computed or sequence.num_found
+            fill = max(fill, min(size, computed - sequence.place_of[block_id] * size))
         if self._fill.get(block_id) != fill:
             self._fill[block_id] = fill
             self._changed_blocks.add(block_id)
@@ -508,7 +529,7 @@ class LiveState:
         changed = [sequence for sequence in self._sequences.values() if sequence.changed_from is not None]
         return {
             "blocks": self._runs(sorted(self._changed_blocks)),
-            "tables": [[s.id, s.changed_from, s.listed(s.changed_from or 0)] for s in changed],
+            "tables": [[s.id, *s.changes()] for s in changed],
             "requests": [self._row(sequence) for sequence in requests],
         }
 
@@ -518,7 +539,7 @@ class LiveState:
             "facts": asdict(self.facts),
             "columns": COLUMNS,
             "blocks": self._runs(sorted(self._fill)),
-            "tables": [[s.id, 0, s.listed(0)] for s in self._sequences.values() if s.table],
+            "tables": [[s.id, 0, s.listed()] for s in self._sequences.values() if s.table],
             "requests": [self._row(sequence) for sequence in self._sequences.values()],
         }
 

@@ -11,7 +11,7 @@ from playground.ui.pages.page import MANY, QUIET, Page, PageContext
 from playground.ui.settings import DEFAULTS, PRESETS, SETTINGS
 from playground.ui.wording import EMPTY_TITLE, EXAMPLES, PAGE_NAME, caption, empty_text, model_name
 
-VIEWS: tuple[str, ...] = ()
+VIEWS = ("blocks", "requests", "throughput", "memory")
 """The panel's views from top to bottom: each is one file in `static/live/` that names itself so with `P.view`."""
 
 
@@ -79,6 +79,7 @@ PAGE = Page(
         "chat/sessions.js",
         "live/strip.js",
         "live/panel.js",
+        "live/chart.js",
         *(f"live/{view}.js" for view in VIEWS),
     ),
     styles=("chat/chat.css", "live/live.css"),

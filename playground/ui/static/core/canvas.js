@@ -75,10 +75,11 @@
     g.stroke();
   };
 
-  // A round number at or above the value, for the top of an axis: 1, 2 or 5 times a power of ten.
+  // A round number at or above the value, for the top of an axis whose middle should be round too.
   P.roundUp = (value) => {
     if (!(value > 0)) return 1;
     const power = 10 ** Math.floor(Math.log10(value));
-    return [1, 2, 5, 10].find((step) => step * power >= value * 0.999) * power;
+    return [1, 2, 3, 4, 5, 6, 8, 10].find((step) => step * power >= value * 0.999) * power;
   };
+  P.axisLabel = (value) => Number(value.toPrecision(3)).toLocaleString("en-US");
 })();

@@ -1,5 +1,5 @@
 // The instrument panel: an ordered list of views over one store. A view is `P.view(name, {title, tip, half, mount})`;
-// `mount(view)` builds into `view.body` and returns {draw, text}: `draw` for pictures, called once a frame while the view is on
+// `mount(view)` builds into `view.body` (buttons into `view.tools`) and returns {draw, text}: `draw` for pictures, called once a frame while the view is on
 // the screen, `text` for figures, at most four times a second. The panel knows nothing of what a view shows.
 (() => {
   "use strict";
@@ -22,13 +22,14 @@
     for (const name of names) {
       const definition = views.get(name);
       const note = el("span", { class: "note" });
+      const tools = el("span", { class: "tools" });
       const body = el("div", { class: "body" });
       const words = el("p", { class: "offscreen" });
       const node = el("section", { class: `view${definition.half ? " half" : ""}`, id: store === P.live ? `view-${name}` : null, "aria-label": definition.title },
-        el("h3", {}, el("span", { class: "name", text: definition.title, "data-tip": definition.tip, tabindex: "0" }), note), body, words);
+        el("h3", {}, el("span", { class: "name", text: definition.title, "data-tip": definition.tip, tabindex: "0" }), tools, note), body, words);
       root.append(node);
       const view = {
-        store, body, node,
+        store, body, tools, node,
         note: (text) => { if (note.textContent !== text) note.textContent = text; },
         says: (text) => { if (words.textContent !== text) words.textContent = text; },
       };

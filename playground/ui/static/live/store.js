@@ -16,6 +16,8 @@
       this.textListeners = [];
       this.saidAt = -Infinity;
       this.saying = 0;
+      this.follow = null; // the request that was chosen to be followed; null: whichever suggests itself
+      this.preferred = () => null; // the id of one that suggests itself more than others
       this.clear();
     }
 
@@ -38,14 +40,16 @@
     }
 
     // Called with every frame: for pictures. `onText` at most four times a second: for figures, which have to be read.
-    onFrame(listener) { this.frameListeners.push(listener); }
-    onText(listener) { this.textListeners.push(listener); }
+    // Who comes late hears at once what there is.
+    onFrame(listener) { this.frameListeners.push(listener); if (this.epoch !== null) listener(this); }
+    onText(listener) { this.textListeners.push(listener); if (this.epoch !== null) listener(this); }
 
     // False where frames are missing: the reader must start anew.
     apply(frame) {
       const opening = Boolean(frame.history);
       if (!opening && (this.epoch === null || frame.seq > this.seq + 1)) return false;
       if (!opening && frame.seq <= this.seq) return true;
+      if (opening && frame.epoch !== this.epoch) this.follow = null; // another engine: its requests have other numbers
       if (opening) this.clear();
       if (frame.full) this.begin(frame);
       this.seq = frame.seq;
@@ -93,6 +97,7 @@
       for (const row of frame.requests) { const request = this.request(row); this.requests.set(request.id, request); }
       for (const [id, from, blocks] of frame.tables) {
         const table = this.tables.get(id) || [];
+        while (table.length < from) table.push(0);
         table.length = from;
         table.push(...blocks);
         if (table.length) this.tables.set(id, table); else this.tables.delete(id);
@@ -133,8 +138,16 @@
     }
 
     isShared(id) { return this.holders[id].length > 1; }
+    // The request whose blocks are "this request's": the chosen one, the tab's own reply, or the first one that runs.
+    get followed() {
+      if (this.follow !== null) return this.follow;
+      const own = this.preferred();
+      if (own !== null && this.requests.has(own) && (this.tables.has(own) || !this.tables.size)) return own;
+      return this.tables.size ? Math.min(...this.tables.keys()) : own;
+    }
     get unfinished() { return [...this.requests.values()].filter((request) => request.state !== "finished"); }
   };
 
   P.live = new P.Store();
+  P.live.preferred = () => P.state.request;
 })();

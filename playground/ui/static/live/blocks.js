@@ -1,0 +1,294 @@
+// The map of the KV cache: one square a physical block, in the order of their ids, and below it the block table of the
+// request that is followed. Only squares that changed are drawn again. Blocks are handed out from the lowest id, so the map
+// begins small and grows when a block beyond its end is used for the first time.
+(() => {
+  "use strict";
+  const P = window.Playground;
+  const { el, format } = P;
+  const MOST_SQUARES = 4096;
+  const FIRST_SQUARES = 256;
+  const MAP_HEIGHT = 204;
+  const TABLE_HEIGHT = 38;
+  const FLASH_MS = 600;
+
+  // Size and place of the squares: as large as the height allows.
+  const layout = (count, width) => {
+    for (let pitch = 16; pitch > 1; pitch--) {
+      const tall = pitch >= 10 ? Math.round(pitch * 1.3) : pitch;
+      const columns = Math.max(1, Math.floor(width / pitch));
+      const rows = Math.ceil(count / columns);
+      if (rows * tall <= MAP_HEIGHT || pitch === 2) return { pitch, tall, columns, rows, gap: pitch >= 12 ? 3 : pitch >= 6 ? 2 : 1 };
+    }
+    return null;
+  };
+
+  P.view("blocks", {
+    title: "KV blocks",
+    tip: "The physical blocks of the KV cache. A block keeps the keys and values of so many tokens; a square is filled as far as its block is. Blocks that nobody holds but whose content is kept are cached: a prompt that begins alike finds them.",
+    mount: (view) => {
+      const { store } = view;
+      const map = P.canvas({ label: "Map of the KV blocks", height: 168, className: "map" });
+      const table = P.canvas({ label: "Block table", height: TABLE_HEIGHT });
+      const pause = el("button", { class: "quiet", type: "button", "aria-pressed": "false", text: "Pause", "data-tip": "Hold the map still; the engine goes on (Space on the map)" });
+      const scale = el("span", { class: "scale" });
+      const legend = el("div", { class: "legend" },
+        ...[["kv", "this request"], ["other", "another"], ["hatched", "shared"], ["idle", "cached, idle"], ["outlined", "empty"]].map(([kind, text]) =>
+          el("span", {}, el("i", ["kv", "other", "idle"].includes(kind) ? { style: `background: var(--pg-${kind})` } : { class: kind }), text)), scale);
+      view.tools.append(pause);
+      const choice = el("select", { "aria-label": "Request to follow" });
+      const tableNote = el("span", { class: "note" });
+      const empty = el("p", { class: "none", hidden: true, text: "This engine keeps no KV cache: every step computes all tokens again, and there are no blocks." });
+      const below = el("div", { class: "below" }, el("span", { text: "Block table of", "data-tip": "Where the tokens of one request lie: its first block, its second, and so on, each with the number of the physical block. Point at one to find it in the map." }), choice, tableNote);
+      view.body.append(map.node, legend, below, table.node, empty);
+
+      let squares = FIRST_SQUARES; // shown; each is `bucket` blocks
+      let bucket = 1;
+      let grid = null;
+      let dirty = null; // squares to draw again; null: all
+      let frozen = null; // what is shown while paused
+      let pointed = null; // the block under the pointer or the keyboard, in either picture
+      let flashing = new Map(); // block id -> when its flash ends
+      let lastCopy = 0;
+      let drawnFor = null; // the followed request that the colours were drawn for
+      let drawnTail = null;
+      let epoch = null;
+
+      const shown = () => frozen || store;
+      const followed = () => (frozen ? frozen.followed : store.followed);
+      const idsOf = (square) => { const first = 1 + square * bucket; const ids = []; for (let id = first; id < first + bucket && id < shown().fill.length; id++) ids.push(id); return ids; };
+      const squareOf = (id) => Math.floor((id - 1) / bucket);
+      const tailOf = (request) => shown().tables.get(request)?.at(-1) ?? null;
+
+      const stateOf = (id, request) => {
+        const { fill, holders } = shown();
+        const mine = holders[id].includes(request);
+        if (holders[id].length > 1) return mine ? "shared" : "shared-other";
+        if (holders[id].length) return mine ? "mine" : "other";
+        return fill[id] ? "cached" : "empty";
+      };
+
+      const fit = (width) => {
+        const data = shown();
+        const total = data.fill.length - 1;
+        let last = 0;
+        for (let id = total; id > 0; id--) if (data.fill[id] || data.holders[id].length) { last = id; break; }
+        if (store.epoch !== epoch) { epoch = store.epoch; squares = FIRST_SQUARES; dirty = null; lastCopy = store.time; }
+        const wasBucket = bucket;
+        bucket = Math.max(1, Math.ceil(total / MOST_SQUARES));
+        let wanted = Math.min(squares, Math.ceil(total / bucket));
+        while (wanted * bucket < last) wanted = Math.min(wanted * 2, Math.ceil(total / bucket));
+        if (wanted !== squares || !grid || grid.width !== width || wasBucket !== bucket) {
+          squares = wanted;
+          grid = { ...layout(squares, width), width };
+          map.height = grid.rows * grid.tall;
+          dirty = null;
+        }
+      };
+
+      const drawSquare = (g, square, request) => {
+        const { pitch, tall, columns, gap } = grid;
+        const x = (square % columns) * pitch;
+        const y = Math.floor(square / columns) * tall;
+        const [w, h] = [pitch - gap, tall - gap];
+        const ids = idsOf(square);
+        const edge = gap > 1 ? 1 : 0; // a ring reaches beyond its square
+        g.clearRect(x - edge, y - edge, pitch, tall);
+        const states = ids.map((id) => stateOf(id, request));
+        const state = bucket === 1 ? states[0] : ["shared", "mine", "shared-other", "other", "cached", "empty"].find((one) => states.includes(one));
+        const size = store.facts.block_size || 1;
+        const share = ids.reduce((sum, id) => sum + shown().fill[id], 0) / (ids.length * size);
+        if (w >= 5 && state !== "cached") { g.strokeStyle = P.color("line"); g.lineWidth = 1; g.strokeRect(x + 0.5, y + 0.5, w, h); }
+        else if (state === "empty") { g.fillStyle = P.color("hover"); g.fillRect(x, y, w, h); }
+        const inner = w >= 5 ? [x + 1, y + 1, w - 1, h - 1] : [x, y, w, h];
+        if (state !== "empty") {
+          const level = state === "cached" ? inner[3] : Math.max(1, Math.round(inner[3] * share));
+          g.fillStyle = P.color({ mine: "kv", shared: "kv", other: "other", "shared-other": "other", cached: "idle" }[state]);
+          g.fillRect(inner[0], inner[1] + inner[3] - level, inner[2], level);
+          if (state.startsWith("shared")) {
+            g.save();
+            g.beginPath(); g.rect(inner[0], inner[1] + inner[3] - level, inner[2], level); g.clip();
+            g.strokeStyle = P.color(state === "shared" ? "other" : "panel");
+            g.lineWidth = w >= 5 ? 2 : 1;
+            const step = w >= 10 ? 6 : 4;
+            for (let d = -h; d < w; d += step) { g.beginPath(); g.moveTo(x + d, y + h + 1); g.lineTo(x + d + h + 1, y); g.stroke(); }
+            g.restore();
+          }
+        }
+        const ring = ids.includes(pointed) ? "ink" : ids.some((id) => flashing.has(id)) ? "rejected" : ids.includes(drawnTail) ? "ink" : null;
+        if (ring) { g.strokeStyle = P.color(ring); g.lineWidth = gap > 2 ? 1.5 : 1; g.strokeRect(x + 0.5, y + 0.5, w, h); }
+      };
+
+      const drawMap = () => {
+        const wide = map.node.clientWidth;
+        if (!wide) return;
+        fit(wide);
+        const request = followed();
+        const tail = tailOf(request);
+        if (request !== drawnFor) { dirty = null; drawnFor = request; }
+        if (dirty && tail !== drawnTail) for (const id of [tail, drawnTail]) if (id) dirty.add(squareOf(id));
+        drawnTail = tail;
+        const now = performance.now();
+        for (const copy of store.copies) {
+          if (copy.time <= lastCopy) continue;
+          lastCopy = copy.time;
+          if (!frozen) { flashing.set(copy.target, now + FLASH_MS); if (dirty) dirty.add(squareOf(copy.target)); window.setTimeout(draw, FLASH_MS + 20); }
+        }
+        for (const [id, end] of flashing) if (end <= now) { flashing.delete(id); if (dirty) dirty.add(squareOf(id)); }
+        const surface = map.begin(dirty === null);
+        if (!surface) return;
+        const all = dirty === null || surface.resized;
+        if (all) for (let square = 0; square < squares; square++) drawSquare(surface.g, square, request);
+        else for (const square of dirty) if (square < squares) drawSquare(surface.g, square, request);
+        dirty = new Set();
+      };
+
+      const tableGrid = (count, width) => {
+        const columns = Math.max(Math.floor(width / 27), Math.ceil(count / 2));
+        return { columns, pitch: columns <= Math.floor(width / 27) ? 27 : width / columns };
+      };
+      const drawTable = () => {
+        const surface = table.begin();
+        if (!surface) return;
+        const { g, width } = surface;
+        const request = followed();
+        const blocks = shown().tables.get(request) || [];
+        const { columns, pitch } = tableGrid(blocks.length, width);
+        const size = store.facts.block_size || 1;
+        g.font = "10px ui-sans-serif, system-ui, sans-serif";
+        g.textAlign = "center";
+        g.textBaseline = "middle";
+        blocks.forEach((id, index) => {
+          const x = (index % columns) * pitch;
+          const y = Math.floor(index / columns) * 20;
+          const w = pitch > 6 ? pitch - 3 : pitch - (pitch > 2 ? 1 : 0);
+          if (!id) { g.strokeStyle = P.color("line"); g.beginPath(); g.moveTo(x, y + 8.5); g.lineTo(x + w, y + 8.5); g.stroke(); return; }
+          const level = Math.round((15 * shown().fill[id]) / size);
+          const several = shown().holders[id].length > 1;
+          g.fillStyle = P.color("kv");
+          g.globalAlpha = 0.3;
+          g.fillRect(x, y + 1 + 15 - level, w, level);
+          g.globalAlpha = 1;
+          if (several) { g.fillStyle = P.color("other"); g.fillRect(x, y + 14, w, 2); }
+          g.strokeStyle = id === pointed ? P.color("ink") : P.color("kv");
+          g.lineWidth = id === pointed ? 1.5 : 1;
+          if (w > 4) g.strokeRect(x + 0.5, y + 1.5, w - 1, 15);
+          if (w >= 22) { g.fillStyle = P.color("ink"); g.fillText(String(id), x + w / 2, y + 9.5); }
+        });
+        if (!blocks.length) {
+          g.textAlign = "left";
+          g.font = "12px ui-sans-serif, system-ui, sans-serif";
+          g.fillStyle = P.color("faint");
+          g.fillText(request === null ? "The blocks of a reply will stand here in the order of its tokens." : "It holds no blocks now.", 0, 10);
+        }
+      };
+
+      const draw = () => { if (!store.facts.num_blocks) return; drawMap(); drawTable(); };
+      const point = (id) => {
+        if (id === pointed) return;
+        for (const one of [id, pointed]) if (one && dirty) dirty.add(squareOf(one));
+        pointed = id;
+        draw();
+      };
+
+      const about = (id) => {
+        const { fill, holders, tables } = shown();
+        const size = store.facts.block_size;
+        if (holders[id].length) {
+          const who = holders[id].map((request) => `#${request} (its block ${(tables.get(request) || []).indexOf(id) + 1})`);
+          return `Block ${P.count(id)}: ${fill[id]} of ${size} tokens, held by ${who.join(", ")}.`;
+        }
+        return fill[id] ? `Block ${P.count(id)}: cached. ${fill[id]} tokens that nobody uses now, kept for a prompt that begins alike.` : `Block ${P.count(id)}: empty.`;
+      };
+      const aboutSquare = (square) => {
+        const ids = idsOf(square);
+        if (ids.length === 1) return about(ids[0]);
+        const states = ids.map((id) => stateOf(id, followed()));
+        const count = (wanted) => states.filter((state) => wanted.includes(state)).length;
+        return `Blocks ${P.count(ids[0])} to ${P.count(ids.at(-1))}: ${count(["mine", "other", "shared", "shared-other"])} in use, ${count(["cached"])} cached, ${count(["empty"])} empty.`;
+      };
+      const squareAt = (x, y) => {
+        if (!grid || x < 0 || y < 0) return null;
+        const column = Math.floor(x / grid.pitch);
+        const square = Math.floor(y / grid.tall) * grid.columns + column;
+        return column < grid.columns && square < squares && idsOf(square).length ? square : null;
+      };
+      map.hover((x, y) => {
+        const square = squareAt(x, y);
+        point(square === null ? null : 1 + square * bucket);
+        return square === null ? null : aboutSquare(square);
+      });
+      table.hover((x, y) => {
+        const blocks = shown().tables.get(followed()) || [];
+        const { columns, pitch } = tableGrid(blocks.length, table.node.clientWidth);
+        const index = Math.floor(y / 20) * columns + Math.floor(x / pitch);
+        const id = x < 0 ? undefined : blocks[index];
+        point(id || null);
+        if (id === undefined) return null;
+        const size = store.facts.block_size;
+        const tokens = `tokens ${P.count(index * size + 1)} to ${P.count(index * size + Math.max(1, shown().fill[id] || size))}`;
+        return id ? `Its block ${index + 1}, ${tokens}. ${about(id)}` : `Its block ${index + 1}, ${tokens}: out of the attention window, given back.`;
+      });
+
+      const setPaused = (paused) => {
+        frozen = paused ? { fill: store.fill.slice(), holders: store.holders.slice(), tables: new Map([...store.tables].map(([id, blocks]) => [id, [...blocks]])), followed: store.followed } : null;
+        pause.setAttribute("aria-pressed", String(paused));
+        pause.textContent = paused ? "Go on" : "Pause";
+        dirty = null;
+        draw();
+      };
+      pause.addEventListener("click", () => setPaused(!frozen));
+      map.node.addEventListener("keydown", (event) => {
+        if (event.key === " ") { event.preventDefault(); setPaused(!frozen); return; }
+        const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -(grid?.columns || 1), ArrowDown: grid?.columns || 1 }[event.key];
+        if (!by || !grid) return;
+        event.preventDefault();
+        const square = Math.min(squares - 1, Math.max(0, (pointed ? squareOf(pointed) : -by) + by));
+        point(1 + square * bucket);
+        const box = map.node.getBoundingClientRect();
+        P.tip.at(box.left + (square % grid.columns) * grid.pitch, box.top + Math.floor(square / grid.columns) * grid.tall + grid.tall, aboutSquare(square));
+        map.says(aboutSquare(square));
+      });
+      map.node.addEventListener("blur", () => { point(null); P.tip.hide(); });
+
+      choice.addEventListener("change", () => { store.follow = choice.value === "" ? null : Number(choice.value); dirty = null; draw(); text(); });
+      const choose = () => {
+        const ids = store.unfinished.map((request) => request.id).sort((a, b) => a - b);
+        if (store.follow !== null && !ids.includes(store.follow)) ids.unshift(store.follow);
+        const own = store.follow === null && store.followed !== null ? `the current one, #${store.followed}` : "the current one";
+        const wanted = [["", own], ...ids.map((id) => [String(id), `#${id}`])];
+        const now = [...choice.options].map((option) => option.value + option.text).join();
+        if (now !== wanted.map(([value, name]) => value + name).join() && document.activeElement !== choice) choice.replaceChildren(...wanted.map(([value, name]) => el("option", { value, text: name })));
+        choice.value = store.follow === null ? "" : String(store.follow);
+      };
+
+      const text = () => {
+        const total = store.facts.num_blocks;
+        for (const node of [map.node, legend, below, table.node]) node.hidden = !total;
+        empty.hidden = Boolean(total);
+        if (!total) { view.note(""); return; }
+        const { blocks_in_use: used, blocks_shared: both, blocks_cached: cached, slots_in_use: slots } = store.now;
+        const filled = used ? slots / (used * store.facts.block_size) : null;
+        const beyond = total - squares * bucket;
+        const said = bucket > 1 ? `${bucket} blocks a square` : beyond > 0 ? `first ${P.count(squares)} of ${P.count(total)}` : "";
+        if (scale.textContent !== said) scale.textContent = said;
+        const figures = [`${P.count(used)} in use`, `${P.count(both)} shared`, `${P.count(cached)} cached`, `${P.count(total - used - cached)} empty`, `slots filled ${P.written(format.percent(filled))}`];
+        view.note(figures.join(" · "));
+        choose();
+        const request = store.requests.get(store.followed);
+        const blocks = store.tables.get(store.followed) || [];
+        const state = request ? (request.state === "finished" ? "ended" : request.state) : "";
+        tableNote.textContent = blocks.length ? `${P.count(blocks.length)} ${blocks.length === 1 ? "block" : "blocks"} · ${P.count(request ? request.computed_tokens : 0)} tokens in them` : state;
+        const words = `KV blocks: ${figures.join(", ")}, of ${P.count(total)}.`;
+        view.says(words);
+        if (!pointed) map.says(`Map of the KV blocks. ${words} Arrow keys go through them.`);
+        table.says(blocks.length ? `Block table of request ${store.followed}: ${blocks.length} blocks, physical numbers ${blocks.slice(0, 40).join(", ")}${blocks.length > 40 ? " and more" : ""}.` : "Block table: no blocks.");
+      };
+
+      store.onFrame(() => {
+        if (frozen || !dirty) return;
+        if (store.changed === null) dirty = null; else for (const id of store.changed) dirty.add(squareOf(id));
+      });
+      return { draw, text, redraw: () => { dirty = null; } };
+    },
+  });
+})();
