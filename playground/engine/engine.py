@@ -48,7 +48,7 @@ from playground.models.bundled import BUNDLED_MODEL
 from playground.models.config import DecoderConfig
 from playground.models.decode_graphs import DecodeGraphs
 from playground.models.decoder import Decoder
-from playground.models.kv_cache import KVCache
+from playground.models.kv_cache import KVCache, kv_dtype
 from playground.models.loader import LoadedModel, load_model, resolve_model_path
 from playground.models.tokenizer import check_vocabulary, load_tokenizer
 from playground.sampling_params import SamplingParams
@@ -113,8 +113,8 @@ class Engine:
         tables = kv_cache = None
         self._lower_tiers = LowerTiers()
         if config.kv_cache != "none":
-            kv_dtype = getattr(torch, config.kv_cache_dtype)
-            kv_cache = KVCache(loaded.config, num_blocks + 1, block_size, kv_dtype, device)  # one more: the null block
+            dtype = kv_dtype(config.kv_cache_dtype)
+            kv_cache = KVCache(loaded.config, num_blocks + 1, block_size, dtype, device)  # one more: the null block
             self._lower_tiers = LowerTiers.of(config, kv_cache)
             tables = BlockTables(
                 num_blocks,
