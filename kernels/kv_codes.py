@@ -75,14 +75,13 @@ def quantize_kv(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     Codes are to the nearest: int8 is off by half a scale at most. What is beyond every scale comes back as infinity.
     """
-    wide = x.float()
-    scales = torch.bucketize(wide.abs().amax(-1), _reaches(dtype, x.device), out_int32=True)
-    codes = wide / F.embedding(scales, _scale_values(torch.float32, x.device))
+    scales = torch.bucketize(x.abs().amax(-1).float(), _reaches(dtype, x.device), out_int32=True)
+    codes = x / F.embedding(scales, _scale_values(torch.float32, x.device))  # float32 at least
     return codes.round_().to(dtype) if dtype == torch.int8 else codes.to(dtype), scales.to(torch.uint8)
 
 
 def scale_values(scales: Tensor, dtype: torch.dtype) -> Tensor:
-    """What codes are worth, [..., 1], by the bytes of their scales, uint8 [...]; exact in every floating type."""
+    """What codes are worth, [..., 1], by the bytes of their scales, uint8 [...]; exact in all types but float16."""
     return F.embedding(scales.int(), _scale_values(dtype, scales.device))
 
 
@@ -93,12 +92,12 @@ def dequantize_kv(codes: Tensor, scales: Tensor | None, out: Tensor) -> None:
     and 0.65 as int8.
     """
     if codes.dtype == torch.float8_e4m3fn and codes.device.type == "cpu":
-        values = _e4m3_values(out.dtype).index_select(0, codes.view(torch.uint8).reshape(-1).int()).view(codes.shape)
-        torch.mul(values, 1 if scales is None else scale_values(scales, out.dtype), out=out)
-        return
-    out.copy_(codes)
+        index = codes.view(torch.uint8).reshape(-1).int()
+        out.copy_(_e4m3_values(out.dtype).index_select(0, index).view(codes.shape))
+    else:
+        out.copy_(codes)
     if scales is not None:
-        out.mul_(scale_values(scales, out.dtype))
+        out.mul_(scale_values(scales, torch.float32 if out.dtype == torch.float16 else out.dtype))
 
 
 @functools.cache

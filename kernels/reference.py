@@ -102,11 +102,11 @@ def quantize_kv(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
     The scale is the smallest above zero of which 127 int8 codes, or 448 in float8, reach max|x|; or else infinity.
     """
-    y = x.float()
-    largest = y.abs().amax(-1, keepdim=True)
+    y = wide(x)
+    largest = y.abs().amax(-1, keepdim=True).float()
     reaches = kv_scale(torch.arange(1, 248, device=x.device)) * (127.0 if dtype == torch.int8 else 448.0)
     byte = (1 + (~(largest <= reaches)).sum(-1)).to(torch.uint8)
-    codes = y / kv_scale(byte)[..., None].float()
+    codes = y / kv_scale(byte)[..., None].to(y.dtype)
     return codes.round().to(dtype) if dtype == torch.int8 else saturated(codes, dtype), byte
 
 

@@ -19,7 +19,7 @@ def heads(dim: int = 32, dtype: torch.dtype = torch.float32) -> Tensor:
     return x.to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("code", CODES, ids=str)
 def test_codes_and_scales_are_those_of_the_definition(code: torch.dtype, dtype: torch.dtype) -> None:
     x = heads(dtype=dtype)
@@ -62,7 +62,7 @@ def test_float8_keeps_four_bits_of_every_number() -> None:
     assert not back.isnan().any() and (codes.float().abs().amax(-1) >= 448 / 9 * 8 - 32).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("code", CODES, ids=str)
 def test_what_comes_back_is_code_times_scale_rounded_once(code: torch.dtype, dtype: torch.dtype) -> None:
     codes, scales = quantize_kv(heads(), code)
