@@ -6,10 +6,8 @@ Each op checks its arguments and runs the implementation that `kernels.dispatch`
 import torch
 from torch import Tensor
 
-from kernels import cpu, reference
+from kernels import cpu, kv_codes, reference
 from kernels.dispatch import choose
-
-QUANTIZED = (torch.int8, torch.float8_e4m3fn)
 
 
 def write_kv(
@@ -25,8 +23,9 @@ def write_kv(
 ) -> None:
     """Write k, v [T, Hkv, D] to slots (block * block_size + offset) of the caches [N, Hkv, block_size, D], in place.
 
-    Slots below zero write nothing. An int8 or float8_e4m3fn cache gets codes, and k_scale, v_scale float32
-    [N, Hkv, block_size] what one code is worth, chosen per token and head (float8 may go without: then it saturates).
+    Slots below zero write nothing. An int8 or float8_e4m3fn cache gets codes, and k_scale, v_scale uint8
+    [N, Hkv, block_size] the bytes of `kernels.kv_codes` for what one code is worth, chosen per token and head (float8
+    may go without: then it saturates).
     """
     scales = _check(k, v, k_cache, v_cache, slot_mapping, k_scale, v_scale)
     chosen = choose(backend, k.device)
@@ -35,12 +34,13 @@ def write_kv(
 
         write(None, k, v, k_cache, v_cache, slot_mapping, scales=scales)
     elif scales is not None:
+        quantize = reference.quantize_kv if chosen == "reference" else kv_codes.quantize_kv
         for x, cache, scale in ((k, k_cache, scales[0]), (v, v_cache, scales[1])):
-            codes, worth = reference.quantize_kv(x, cache.dtype)
+            codes, worth = quantize(x, cache.dtype)
             reference.scatter_slots(codes, cache, slot_mapping)
             reference.scatter_slots(worth, scale, slot_mapping)
     else:
-        plain = chosen == "reference" or k_cache.dtype in QUANTIZED
+        plain = chosen == "reference" or k_cache.dtype in kv_codes.LARGEST_CODE
         write_plain = reference.write_kv if plain else cpu.write_kv
         write_plain(k, v, k_cache, v_cache, slot_mapping)
 
@@ -134,11 +134,14 @@ def _check(
         if k_cache.dtype == torch.int8:
             raise ValueError("an int8 cache needs k_scale and v_scale.")
         return None
-    if k_cache.dtype not in QUANTIZED:
+    if k_cache.dtype not in kv_codes.LARGEST_CODE:
         raise ValueError(f"a cache of {k_cache.dtype} takes no scales: leave k_scale and v_scale out.")
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if scale.shape != k_cache.shape[:3] or scale.dtype != torch.float32 or not scale.is_contiguous():
-            raise ValueError(f"{name} must be contiguous float32 {list(k_cache.shape[:3])}.")
+        right = scale.shape == k_cache.shape[:3] and scale.dtype == torch.uint8 and scale.stride() == k_scale.stride()
+        if not right or (scale.shape[2] > 1 and scale.stride(2) != 1):
+            raise ValueError(
+                f"{name} must be uint8 {list(k_cache.shape[:3])} with the other's strides, the last without gaps."
+            )
     return k_scale, v_scale
 
 

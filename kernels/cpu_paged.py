@@ -5,6 +5,7 @@ are grouped), so that a layer costs one gather of K and V and one attention call
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from kernels.cpu_attention import (
     seen_by_last,
     tree_piece,
 )
+from kernels.kv_codes import PageLayout, dequantize_kv
 
 # One more group costs a gather and an attention call, 45 us, about what 500 padded tokens of 3 heads of 64 cost.
 _GROUP_COST_TOKENS = 500
@@ -42,21 +44,25 @@ class Group:
     first_block: int
     """Where no index: the group's keys are the cache blocks [first_block, first_block + batch), used in place."""
     pieces: list[Piece] = field(default_factory=list)
-    gathered: tuple[Tensor, Tensor, Tensor] | None = None
-    """Scratch memory of the group as rows of `index`, and as K and V [batch, Hkv, num_blocks * block_size, D]."""
+    rows: Tensor | None = None
+    """Scratch memory for the rows of `index`."""
+    kv: tuple[Tensor, Tensor] | None = None
+    """K and V in scratch memory, [batch, Hkv, num_blocks * block_size, D]: as gathered, or in the queries' dtype."""
+    conversion: tuple[Tensor, Tensor | None, Tensor] | None = None
+    """What `dequantize_kv` takes to make `kv` of `rows`, where that is not the same memory."""
 
 
 class Workspace:
-    """A buffer that grows and is never given back while its owner lives: no allocation per step."""
+    """A buffer a dtype that grows and is never given back while its owner lives: no allocation per step."""
 
     def __init__(self) -> None:
-        self._buffer: Tensor | None = None
+        self._buffers: dict[torch.dtype, Tensor] = {}
 
-    def take(self, size: int, like: Tensor) -> Tensor:
-        """`size` elements of the dtype and device of `like`; contents are arbitrary, the next call reuses them."""
-        held = self._buffer
-        if held is None or held.numel() < size or held.dtype != like.dtype or held.device != like.device:
-            held = self._buffer = torch.empty(size, dtype=like.dtype, device=like.device)
+    def take(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """`size` elements of this dtype; contents are arbitrary, the next call for it reuses them."""
+        held = self._buffers.get(dtype)
+        if held is None or held.numel() < size or held.device != device:
+            held = self._buffers[dtype] = torch.empty(size, dtype=dtype, device=device)
         return held[:size]
 
 
@@ -140,9 +146,9 @@ class PagedPlan:
         covered = sum(piece.stop - piece.start for group in self.steps[0] for piece in group.pieces)
         self.complete = covered == self.num_rows
         """Whether every query row sees at least one key."""
-        rows_gathered = max((g.index.shape[0] for g in self.steps[0] if g.index is not None), default=0)
-        self._scratch_size = rows_gathered * self.block_size * cache_shape[3]
-        self._scratch_at = 0
+        self._rows_gathered = max((g.index.shape[0] for g in self.steps[0] if g.index is not None), default=0)
+        self._numbers = 2 * math.prod(cache_shape[1:]) * max((g.batch * g.num_blocks for g in self.steps[0]), default=0)
+        self._laid_out: tuple[int, ...] = ()
 
     def _first(self, kv_len: int, q_len: int) -> int:
         """First block that the earliest of the last `q_len` tokens sees."""
@@ -239,23 +245,27 @@ class PagedPlan:
     ) -> Tensor:
         """q [T, Hq, D] in group order -> [T, Hq, D]; fills `lse` [T, Hq] (base 2) where given.
 
-        `pages` is both caches as one [2 * num_blocks * Hkv, block_size * D], where they lie in one piece of memory:
-        then one call gathers both.
+        `scales` are those of quantized keys and values, see `kernels.kv_codes`. `pages` is both caches as one
+        [2 * num_blocks * Hkv, width], scales included as `PageLayout` has them, where they lie in one piece of memory:
+        then one call gathers everything.
         """
         out: Tensor | None = None
         groups = self.steps[step]
         if not (self.complete and len(groups) == 1 and len(groups[0].pieces) == 1):
             make = torch.empty if self.complete else torch.zeros
             out = make(q.shape, dtype=q.dtype, device=q.device)
-        scratch = workspace.take(self._scratch_size, k_cache)
-        if scratch.data_ptr() != self._scratch_at:  # another plan made the workspace grow since the last layer
-            self._lay_out(scratch)
+        layout = PageLayout(self.block_size, self.cache_shape[3], k_cache.dtype)
+        self._lay_out(layout, workspace, q, with_scales=scales is not None)
         for group in groups:
-            k, v = self._keys_and_values(group, k_cache, v_cache, pages)
-            steady = group.index is not None and scales is None and k.dtype == q.dtype
-            if not steady:
-                k = _dequantize(k, self._scales(group, scales, 0), q.dtype)
-                v = _dequantize(v, self._scales(group, scales, 1), q.dtype)
+            if group.rows is not None:
+                self._gather_rows(group, layout, (k_cache, v_cache), pages, scales)
+            steady = group.kv is not None
+            blocks = slice(group.first_block, group.first_block + group.batch)
+            if group.conversion is not None:
+                dequantize_kv(*group.conversion)
+            elif k_cache.dtype != q.dtype:
+                _convert_in_place(group, blocks, (k_cache, v_cache), scales)
+            k, v = group.kv or (k_cache[blocks], v_cache[blocks])
             for piece in group.pieces:
                 views = piece.views or piece_views(k, v, piece, q.shape[1])
                 if steady:
@@ -269,44 +279,60 @@ class PagedPlan:
         assert out is not None
         return out
 
-    def _lay_out(self, scratch: Tensor) -> None:
-        """Where each group's keys and values go in this scratch memory, of which one group uses all at a time."""
-        self._scratch_at = scratch.data_ptr()
+    def _lay_out(self, layout: PageLayout, workspace: Workspace, q: Tensor, *, with_scales: bool) -> None:
+        """Where each group's keys and values go in scratch memory, of which one group uses all at a time."""
+        converts = layout.dtype != q.dtype
+        rows = workspace.take(self._rows_gathered * layout.width, layout.stored, q.device)
+        wide = workspace.take(self._numbers, q.dtype, q.device) if converts else rows
+        place = (rows.data_ptr(), wide.data_ptr())
+        if place == self._laid_out:
+            return
+        self._laid_out = place  # another plan made the workspace grow since the last layer
         _, heads, size, dim = self.cache_shape
         for group in (group for groups in self.steps for group in groups):
             for piece in group.pieces:
                 piece.views = None
+            shape = (2, group.batch, heads, group.num_blocks)
+            if group.index is not None or converts:
+                kv = wide[: math.prod(shape) * size * dim].view(*shape, size, dim)
+                k, v = kv.flatten(3, 4).unbind(0)
+                group.kv = k, v
             if group.index is not None:
                 count = group.index.shape[0]
-                rows = scratch[: count * size * dim].view(count, size * dim)
-                k, v = rows.view(2, group.batch, heads, group.num_blocks * size, dim).unbind(0)
-                group.gathered = rows, k, v
+                group.rows = rows[: count * layout.width].view(count, layout.width)
+                if converts:
+                    pages = group.rows.view(*shape, layout.width)
+                    group.conversion = layout.numbers(pages), layout.scales(pages) if with_scales else None, kv
 
-    def _keys_and_values(
-        self, group: Group, k_cache: Tensor, v_cache: Tensor, pages: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The group's keys and values, each [batch, Hkv, num_blocks * block_size, D], as stored."""
-        if group.index is None or group.gathered is None:
-            blocks = slice(group.first_block, group.first_block + group.batch)
-            return k_cache[blocks], v_cache[blocks]
-        rows, k, v = group.gathered
+    def _gather_rows(
+        self,
+        group: Group,
+        layout: PageLayout,
+        caches: tuple[Tensor, Tensor],
+        pages: Tensor | None,
+        scales: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """Copy the group's pages to its scratch memory, with the scales that belong to them."""
+        assert group.index is not None and group.rows is not None
         if pages is not None:
-            torch.index_select(pages, 0, group.index, out=rows)
-        else:
-            index, width = group.index[: rows.shape[0] // 2], rows.shape[1]
-            for half, cache in zip(rows.chunk(2), (k_cache, v_cache), strict=True):
-                torch.index_select(cache.reshape(-1, width), 0, index, out=half)
-        return k, v
-
-    def _scales(self, group: Group, scales: tuple[Tensor, Tensor] | None, side: int) -> Tensor | None:
-        """Scales of the group's keys (0) or values (1), [batch, Hkv, num_blocks * block_size]."""
-        if scales is None:
-            return None
-        if group.index is None:
-            return scales[side][group.first_block : group.first_block + group.batch]
-        _, heads, size, _ = self.cache_shape
+            torch.index_select(pages, 0, group.index, out=group.rows)
+            return
         index = group.index[: group.index.shape[0] // 2]
-        return scales[side].reshape(-1, size).index_select(0, index).view(group.batch, heads, -1)
+        for side, half in enumerate(group.rows.chunk(2)):
+            torch.index_select(caches[side].flatten(0, 1), 0, index, out=layout.numbers(half))
+            if scales is not None and (place := layout.scales(half)) is not None:
+                torch.index_select(scales[side].flatten(0, 1), 0, index, out=place)
+
+
+def _convert_in_place(
+    group: Group, blocks: slice, caches: tuple[Tensor, Tensor], scales: tuple[Tensor, Tensor] | None
+) -> None:
+    """Fill the group's keys and values, those that its pieces look at, from blocks that are not gathered."""
+    assert group.kv is not None
+    low, high = min(piece.low for piece in group.pieces), max(piece.high for piece in group.pieces)
+    for side, out in enumerate(group.kv):
+        scale = None if scales is None else scales[side][blocks, :, low:high]
+        dequantize_kv(caches[side][blocks, :, low:high], scale, out[:, :, low:high])
 
 
 @functools.lru_cache(maxsize=64)
@@ -314,9 +340,3 @@ def _first_rows(num_blocks: int, num_kv_heads: int, device: torch.device) -> Ten
     """int64 [2, 1, Hkv, 1]: where the heads of block 0 lie among the rows of K and of V."""
     heads = torch.arange(num_kv_heads, device=device)
     return torch.stack((heads, heads + num_blocks * num_kv_heads))[:, None, :, None]
-
-
-def _dequantize(pages: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if scales is not None:
-        return (pages.float() * scales[..., None].float()).to(dtype)
-    return pages if pages.dtype == dtype else pages.to(dtype)

@@ -48,7 +48,8 @@ def paged_attention(
 
     Caches are [num_blocks, Hkv, block_size, D] in a floating type, int8 or float8_e4m3fn; `block_table` int32
     [S, max_blocks]; `cu_seqlens_q` int32 [S + 1]; `kv_lens` int32 [S] counts the query tokens, which are the last of
-    their sequence. k_scale and v_scale are float32 [num_blocks, Hkv, block_size], one a token and head.
+    their sequence. k_scale and v_scale are uint8 [num_blocks, Hkv, block_size], one a token and head: see
+    `kernels.kv_codes`.
 
     - `window=w` lets a token see itself and the w - 1 before it; `sinks` [Hq] are logits that join the denominator.
     - `tree_mask` int64 [T]: bit j lets a token see query token j of its sequence (what lies before the query tokens
@@ -61,7 +62,8 @@ def paged_attention(
     - Rows of no sequence hold nothing of meaning.
     """
     _check(q, k_cache, v_cache, block_table, cu_seqlens_q, kv_lens)
-    _check_options(q, window, k_scale, v_scale, tree_mask, causal)
+    _check_options(q, window, tree_mask, causal)
+    _check_scales(k_cache, k_scale, v_scale)
     chosen = choose(backend, q.device)
     if backend == "auto" and chosen == "triton" and not _triton_takes(q, k_cache):
         chosen = "torch"
@@ -265,13 +267,9 @@ def _check(
 def _check_options(
     q: Tensor,
     window: int | None,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
     tree_mask: Tensor | None,
     causal: bool,
 ) -> None:
-    if (k_scale is None) != (v_scale is None):
-        raise ValueError("k_scale and v_scale go together: give both or neither.")
     if not causal and (window is not None or tree_mask is not None):
         raise ValueError("causal=False shows every key: it takes neither a window nor a tree_mask.")
     if tree_mask is None:
@@ -280,3 +278,13 @@ def _check_options(
         raise ValueError(f"tree_mask must be int64 [T] = [{q.shape[0]}], one bit a query token of the same sequence.")
     if window is not None and window < TREE_TOKENS:
         raise ValueError(f"window={window} with a tree_mask must be at least {TREE_TOKENS}, what a tree may be deep.")
+
+
+def _check_scales(k_cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
+    if (k_scale is None) != (v_scale is None):
+        raise ValueError("k_scale and v_scale go together: give both or neither.")
+    if k_scale is None and k_cache.dtype == torch.int8:
+        raise ValueError("an int8 cache needs k_scale and v_scale.")
+    for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+        if scale is not None and (scale.dtype != torch.uint8 or scale.shape != k_cache.shape[:3]):
+            raise ValueError(f"{name} must be uint8 [num_blocks, Hkv, block_size] = {list(k_cache.shape[:3])}.")

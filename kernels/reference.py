@@ -87,12 +87,27 @@ def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
     return wide(x).clamp(-448.0, 448.0).to(dtype) if dtype == torch.float8_e4m3fn else x.to(dtype)
 
 
+def kv_scale(byte: Tensor) -> Tensor:
+    """What a code is worth, float64 of any shape, by the byte of its scale, uint8: five bits exponent, three mantissa.
+
+    2^(e - 23) (1 + m / 8), and 2^-22 m / 8 where e is 0, and infinity or NaN where it is 31: as float16 has it, by 256.
+    """
+    exponent, mantissa = (byte >> 3).double(), (byte & 7).double() / 8
+    value = torch.where(exponent == 0, 2.0**-22 * mantissa, torch.exp2(exponent - 23) * (1 + mantissa))
+    return torch.where(exponent == 31, torch.where(mantissa == 0, math.inf, math.nan), value)
+
+
 def quantize_kv(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """int8 or float8 codes of x [T, Hkv, D], and what one code is worth [T, Hkv]: max|x| over the largest code."""
-    y = x.float()
-    scale = y.abs().amax(-1) / (127.0 if dtype == torch.int8 else 448.0)
-    codes = y / scale.masked_fill(scale == 0, 1.0)[..., None]
-    return codes.round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else saturated(codes, dtype), scale
+    """int8 or float8 codes of x [T, Hkv, D], and the bytes of their scales [T, Hkv].
+
+    The scale is the smallest above zero of which 127 int8 codes, or 448 in float8, reach max|x|; or else infinity.
+    """
+    y = wide(x)
+    largest = y.abs().amax(-1, keepdim=True).float()
+    reaches = kv_scale(torch.arange(1, 248, device=x.device)) * (127.0 if dtype == torch.int8 else 448.0)
+    byte = (1 + (~(largest <= reaches)).sum(-1)).to(torch.uint8)
+    codes = y / kv_scale(byte)[..., None].to(y.dtype)
+    return codes.round().to(dtype) if dtype == torch.int8 else saturated(codes, dtype), byte
 
 
 def norm_rope(
@@ -274,5 +289,5 @@ def _tokens(cache: Tensor, scales: Tensor | None, blocks: Tensor, count: int) ->
     """The first `count` tokens of a sequence as [count, Hkv, D], scales applied."""
     pages = wide(cache[blocks])
     if scales is not None:
-        pages = pages * wide(scales[blocks])[..., None]
+        pages = pages * kv_scale(scales[blocks]).to(pages.dtype)[..., None]
     return pages.transpose(1, 2).flatten(0, 1)[:count]

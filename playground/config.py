@@ -246,6 +246,11 @@ class EngineConfig(Validated):
             )
         if self.kv_cache == "none" and self.num_kv_blocks is not None:
             raise ValueError("num_kv_blocks has no meaning with kv_cache='none', which keeps no KV: leave it out.")
+        if self.kv_cache == "none" and self.kv_cache_dtype in ("int8", "fp8"):
+            raise ValueError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r} has nothing to quantize with kv_cache='none', which keeps no "
+                "KV: leave it out, or use 'paged' or 'contiguous'."
+            )
         if self.kv_cache != "paged" and "prefix_caching" in self.model_fields_set and self.prefix_caching:
             raise ValueError(f"prefix_caching needs kv_cache='paged', not {self.kv_cache!r}: turn one of them off.")
         tiers = [name for name in ("prefix_cache_host_memory", "prefix_cache_dir") if getattr(self, name)]
@@ -260,7 +265,6 @@ class EngineConfig(Validated):
 
     def _refuse_what_is_not_there_yet(self) -> None:
         refusals: list[tuple[bool, str, Any]] = [
-            (self.kv_cache_dtype in ("fp8", "int8"), "kv_cache_dtype", self.kv_cache_dtype),
             (self.compile, "compile", True),
             (self.deterministic, "deterministic", True),
             (self.tensor_parallel_size > 1, "tensor_parallel_size", self.tensor_parallel_size),

@@ -1,7 +1,7 @@
 """Writing keys and values to pages, fused with what comes before: y = rope(x / sqrt(mean(x^2) + eps) * w).
 
 One program takes one token and a few heads of one kind: query heads are rotated in place, key and value heads go to the
-token's slot, quantized where the cache is: codes = round(y / s), s = max|y| / largest code, one s a token and head.
+token's slot, quantized where the cache is: codes = round(y / s), s >= max|y| / largest code, one s a token and head.
 Each number is read once. Bound by bandwidth, and at few tokens by the launch, which is why it is one launch. Slots
 below zero are padding: nothing is written for them. Arithmetic is float32.
 """
@@ -15,12 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.kv_codes import LARGEST_CODE
 from kernels.triton.arch import current
-from kernels.triton.common import e4m3_encode, round_half_even, to_dtype
+from kernels.triton.common import e4m3_encode, kv_scale_decode, kv_scale_encode, round_half_even, to_dtype
 from kernels.triton.launch import launch
 
 _KINDS = {torch.int8: 1, torch.float8_e4m3fn: 2}
-_LARGEST_CODE = {1: 127.0, 2: 448.0}
 _COPY_BYTES = 8192
 
 
@@ -152,13 +152,13 @@ def _write_kernel(
     scale = tl.full([BLOCK_H], 1.0, tl.float32)
     if k_scale_ptr is not None:
         largest = tl.maximum(tl.max(tl.abs(a), 1), tl.maximum(tl.max(tl.abs(b), 1), tl.max(tl.abs(rest), 1)))
-        scale = tl.div_rn(largest, tl.full([BLOCK_H], LARGEST, tl.float32))
+        byte = kv_scale_encode(largest, LARGEST)
         if is_v:
             scale_ptr = v_scale_ptr
         else:
             scale_ptr = k_scale_ptr
-        tl.store(scale_ptr + page * stride_sb + head * stride_sh + offset, scale, mask=head < heads)
-        scale = tl.where(scale == 0.0, 1.0, scale)
+        tl.store(scale_ptr + page * stride_sb + head * stride_sh + offset, byte, mask=head < heads)
+        scale = kv_scale_decode(byte)
     cache_dtype: tl.constexpr = k_cache_ptr.dtype.element_ty
     out_ptrs = cache_ptr + page * stride_kb + head[:, None].to(tl.int64) * stride_kh + offset * stride_kt
     tl.store(out_ptrs + first[None, :], _encode(a, scale, KIND, cache_dtype), mask=mask)
@@ -218,7 +218,7 @@ def write_kv(
     tokens, kv_heads, dim = k.shape
     if k.stride() != v.stride() or k_cache.stride() != v_cache.stride() or k_cache.stride(-1) != 1:
         raise ValueError("k and v, and both caches, need the same strides and a last dimension without gaps.")
-    kind = _KINDS.get(k_cache.dtype, 0)
+    dtype, kind = k_cache.dtype, _KINDS.get(k_cache.dtype, 0)
     positions, cos, sin = (None, None, None) if rope is None else rope
     pairs = dim // 2 if cos is None else cos.shape[1]
     if kind == 2:
@@ -234,7 +234,7 @@ def write_kv(
         *(k_scale.stride()[:2] if k_scale is not None else (0, 0)), 0 if cos is None else cos.stride(0),
         0 if qk_norm is None else qk_norm.stride(0),
         Q_HEADS=q.shape[1], KV_HEADS=kv_heads, D=dim, PAIRS=pairs, PAGE=k_cache.shape[2], INTERLEAVED=interleaved,
-        KIND=kind, LARGEST=_LARGEST_CODE.get(kind, 1.0), **config,
+        KIND=kind, LARGEST=LARGEST_CODE.get(dtype, 1.0), **config,
     )  # fmt: skip
 
 
@@ -259,7 +259,7 @@ def aot_cases() -> Iterator[tuple[str, Callable[[], object]]]:
     def case(name: str, dim: int, rotary: int, dtype: torch.dtype = torch.bfloat16, **options: Any) -> Any:
         qkv, cache = empty(64, 48, dim), empty(4096, 8, 64, dim, dtype=dtype)
         if dtype != torch.bfloat16:
-            options["scales"] = (empty(4096, 8, 64, dtype=torch.float32),) * 2
+            options["scales"] = (empty(4096, 8, 64, dtype=torch.uint8),) * 2
         if rotary:
             tables = (empty(8192, rotary // 2, dtype=torch.float32),) * 2
             options["rope"] = (empty(64, dtype=torch.int64), *tables)

@@ -83,3 +83,22 @@ def e4m3_decode(codes):
     wide = codes.to(tl.int32)
     bits = ((wide & 0x80) << 24) | ((wide & 0x7F) << 20)
     return bits.to(tl.float32, bitcast=True) * 1.329227995784916e36  # 2^120
+
+
+@triton.jit
+def kv_scale_decode(byte):
+    """The byte of a scale (see `kernels.kv_codes`) -> what one code is worth, float32."""
+    return (byte.to(tl.int16) << 7).to(tl.float16, bitcast=True).to(tl.float32) * 0.00390625
+
+
+@triton.jit
+def kv_scale_encode(largest, LARGEST_CODE: tl.constexpr):
+    """The byte of the smallest scale above zero of which LARGEST_CODE codes reach `largest`, float32; else infinity's.
+
+    Rounding the quotient to float16 before its lower half is rounded up may fall short by one.
+    """
+    quotient = tl.div_rn(largest, tl.full(largest.shape, LARGEST_CODE, tl.float32)) * 256.0
+    bits = tl.minimum(quotient, 65504.0).to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
+    byte = tl.minimum(tl.maximum((bits + 127) >> 7, 1), 248)
+    short = kv_scale_decode(byte) * LARGEST_CODE < largest
+    return (byte + tl.where(short, 1, 0)).to(tl.uint8)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels.paged import why_not_paged
 from kernels.triton.arch import Arch, current
-from kernels.triton.common import LOG2E, compute_dtype, e4m3_decode, tanh, to_dtype
+from kernels.triton.common import LOG2E, compute_dtype, e4m3_decode, kv_scale_decode, tanh, to_dtype
 
 TREE_TOKENS = tl.constexpr(64)
 """Query tokens that one word of a tree mask covers."""
@@ -145,7 +145,7 @@ def attend_tile(
     s = tl.dot(q, k, input_precision="ieee")
     if k_scale_ptr is not None:
         scale_ptrs = token_ptrs(k_scale_ptr, page, start, stride_sb, 1, PAGE, BLOCK_N)
-        s = s * tl.load(scale_ptrs, mask=offs_n < kv_end, other=0.0)[None, :]
+        s = s * kv_scale_decode(tl.load(scale_ptrs, mask=offs_n < kv_end, other=0))[None, :]
     factor = qk_scale
     if SOFTCAP:
         s = tanh(s * qk_scale)
@@ -160,7 +160,7 @@ def attend_tile(
     l_i = l_i * alpha + tl.sum(p, 1)
     if v_scale_ptr is not None:
         scale_ptrs = token_ptrs(v_scale_ptr, page, start, stride_sb, 1, PAGE, BLOCK_N)
-        p = p * tl.load(scale_ptrs, mask=offs_n < kv_end, other=0.0)[None, :]
+        p = p * kv_scale_decode(tl.load(scale_ptrs, mask=offs_n < kv_end, other=0))[None, :]
     v_ptrs = token_ptrs(v_ptr, page, start, stride_kb, stride_kt, PAGE, BLOCK_N)
     v = load_kv(v_ptrs[:, None] + offs_d[None, :], mask, DOT, partial, FP8_BITS)
     acc = tl.dot(p.to(DOT), v, acc * alpha[:, None], input_precision="ieee")
@@ -255,8 +255,8 @@ def kv_arguments(
         return k_cache, v_cache, None, None, (0, 0)
     k_scale, v_scale = scales
     for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
-        if scale.shape != k_cache.shape[:3] or scale.dtype != torch.float32 or scale.stride() != k_scale.stride():
-            raise ValueError(f"{name} must be float32 [num_blocks, Hkv, block_size] = {list(k_cache.shape[:3])}.")
+        if scale.shape != k_cache.shape[:3] or scale.dtype != torch.uint8 or scale.stride() != k_scale.stride():
+            raise ValueError(f"{name} must be uint8 [num_blocks, Hkv, block_size] = {list(k_cache.shape[:3])}.")
     if k_scale.shape[2] > 1 and k_scale.stride(2) != 1:
         raise ValueError("scales need a last dimension without gaps.")
     return k_cache, v_cache, k_scale, v_scale, (k_scale.stride(0), k_scale.stride(1))
@@ -299,6 +299,6 @@ def aot_case(
     cache = empty(4096, 8, page, dim, dtype=kv_dtype)
     q = empty(tokens, 8 * group, dim, dtype=torch.float32 if kv_dtype == torch.float32 else torch.bfloat16)
     if kv_dtype in (torch.int8, torch.float8_e4m3fn):
-        options["scales"] = (empty(4096, 8, page, dtype=torch.float32),) * 2
+        options["scales"] = (empty(4096, 8, page, dtype=torch.uint8),) * 2
     tensors = (q, cache, cache, empty(sequences, 128), empty(sequences + 1), empty(sequences))
     return name, partial(launcher, *tensors, scale=dim**-0.5, num_splits=num_splits, **options)

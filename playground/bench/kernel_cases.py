@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
 from kernels.cpu_attention import dense_attention
+from kernels.kv_codes import PageLayout, quantize_kv
 from kernels.quant_pack import pack
 from kernels.row_parameters import RowParameters
 from kernels.sampling import sample
@@ -202,8 +203,8 @@ def _paged(
         if dtype == torch.bfloat16:
             tensors[f"{name}_cache"] = cache
             continue
-        tensors[f"{name}_scale"] = torch.full(shape[:3], 0.02, device=make.device)
-        tensors[f"{name}_cache"] = (cache.float() / 0.02).clamp(-127, 127).to(dtype)
+        codes, scales = quantize_kv(cache, dtype)
+        tensors |= {f"{name}_cache": codes, f"{name}_scale": scales}
     return tensors
 
 
@@ -224,7 +225,7 @@ def _decode(make: _Maker, sequences: int, length: int, heads: int, kv_heads: int
         f"{sequences} x {length} tokens, heads {heads}/{kv_heads}, KV {str(dtype).removeprefix('torch.')}",
         partial(kernels.paged_attention, q, **tensors, max_query_len=1, backend="triton"),
         peers,
-        bytes=2 * tokens * kv_heads * (dim * dtype.itemsize + (0 if dtype == torch.bfloat16 else 4)),
+        bytes=2 * tokens * kv_heads * PageLayout(1, dim, dtype).nbytes,
         reach=f">= {share:.0%} of copy bandwidth" if share and dtype == torch.bfloat16 else None,
         reached=at_least("share_of_copy", share) if share and dtype == torch.bfloat16 else None,
         recorded=True,

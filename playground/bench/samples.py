@@ -15,7 +15,7 @@ from typing import Any, Literal
 from playground import Engine, EngineConfig, SamplingParams, info
 from playground.bench.workload import model_folder, random_prompt, read_shape
 from playground.engine.events import BlockEvent, Event
-from playground.models.kv_cache import KVCache
+from playground.models.kv_cache import KVCache, kv_dtype
 
 BLOCK_SIZE = 16
 Say = Callable[[str], None]
@@ -66,8 +66,6 @@ def quick_plan(model: str | None = None) -> SamplesPlan:
 
 def run_samples(plan: SamplesPlan, say: Say = print) -> dict[str, Any]:
     """Run every case of the plan; plain data for JSON and `render`."""
-    import torch
-
     widest = max((*plan.samples, *plan.beams))
     with model_folder(plan.model) as folder:
         shape = read_shape(folder)
@@ -76,8 +74,8 @@ def run_samples(plan: SamplesPlan, say: Say = print) -> dict[str, Any]:
             say(f"{plan.model}: {engine.config.kv_cache_dtype} cache, blocks of {BLOCK_SIZE}")
             rows = [_run(engine, prompt, plan, "samples", n, say) for n in plan.samples]
             rows += [_run(engine, prompt, plan, "beams", width, say) for width in plan.beams]
-            kv_dtype = getattr(torch, engine.config.kv_cache_dtype)
-            block_bytes = KVCache.bytes_per_block(engine.model_config, BLOCK_SIZE, kv_dtype)
+            dtype = kv_dtype(engine.config.kv_cache_dtype)
+            block_bytes = KVCache.bytes_per_block(engine.model_config, BLOCK_SIZE, dtype)
     return {
         "benchmark": "samples",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

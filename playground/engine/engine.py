@@ -53,7 +53,7 @@ from playground.models.config import DecoderConfig
 from playground.models.decode_graphs import DecodeGraphs
 from playground.models.decoder import Decoder
 from playground.models.heap import return_memory_to_system
-from playground.models.kv_cache import KVCache
+from playground.models.kv_cache import KVCache, kv_dtype
 from playground.models.layers import AttentionName
 from playground.models.loader import LoadedModel, load_model, read_config, resolve_model_path
 from playground.models.tokenizer import check_vocabulary, load_tokenizer
@@ -125,8 +125,8 @@ class Engine:
         tables = kv_cache = None
         self._lower_tiers = LowerTiers()
         if config.kv_cache != "none":
-            kv_dtype = getattr(torch, config.kv_cache_dtype)
-            kv_cache = KVCache(loaded.config, num_blocks + 1, block_size, kv_dtype, device)  # one more: the null block
+            dtype = kv_dtype(config.kv_cache_dtype)
+            kv_cache = KVCache(loaded.config, num_blocks + 1, block_size, dtype, device)  # one more: the null block
             self._lower_tiers = LowerTiers.of(config, kv_cache)
             tables = BlockTables(
                 num_blocks,

@@ -23,7 +23,8 @@ class HostMemory:
     def __init__(self, kv_cache: KVCache, num_slots: int) -> None:
         """Raises `ConfigError` where the memory cannot be had."""
         self.num_slots = num_slots
-        self.shape, self.dtype, self.block_bytes = kv_cache.block_shape, kv_cache.dtype, kv_cache.block_bytes
+        self.layout, self.dtype = kv_cache.layout, kv_cache.layout.stored
+        self.shape, self.block_bytes = kv_cache.block_shape, kv_cache.block_bytes
         self._per_piece = max(1, PIECE_BYTES // self.block_bytes)
         self._on_gpu = kv_cache.device.type == "cuda"
         self._copied: torch.cuda.Event | None = torch.cuda.Event() if self._on_gpu else None

@@ -40,7 +40,7 @@ MAX_HEADER_BYTES = 1 << 24
 _OWN_NAME = re.compile(r"[0-9a-f]{16}\.safetensors")
 _UNFINISHED = ".unfinished-"
 _UNFINISHED_SECONDS = 3600
-_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_DTYPES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int8: "I8"}
 
 
 class NewBlock(NamedTuple):
@@ -90,7 +90,7 @@ class PrefixFiles:
         self._files: set[Path] = set()  # of this model
         self._read_from: set[Path] = set()
         self._dtype = _DTYPES[memory.dtype]
-        self._bytes_a_block = memory.block_bytes + 64 * (8 + memory.shape[-2])  # with its description, which is shorter
+        self._bytes_a_block = memory.block_bytes + 64 * (8 + memory.layout.block_size)  # its description is shorter
         if limit_bytes < self._bytes_a_block:
             raise ConfigError(
                 f"prefix_cache_dir_limit={limit_bytes} bytes holds no KV block, which takes up to "
@@ -129,7 +129,7 @@ class PrefixFiles:
             return self._drop_file(place.file, "it is cut off")
         if xxhash.xxh3_64_intdigest(_bytes(target)) != place.checksum:
             return self._drop_file(place.file, "a checksum is wrong")
-        if not bool(torch.isfinite(target).all()):
+        if not self._memory.layout.is_finite(target):
             return self._drop_file(place.file, "it holds numbers that are not finite")
         if place.file not in self._read_from:  # the order in which files make room
             self._read_from.add(place.file)

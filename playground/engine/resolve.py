@@ -15,7 +15,7 @@ from playground.config import EngineConfig
 from playground.errors import ConfigError
 from playground.models.config import DecoderConfig
 from playground.models.hub import is_gguf
-from playground.models.kv_cache import KVCache
+from playground.models.kv_cache import KVCache, kv_dtype
 
 CPU_TOKEN_BUDGET = 1024
 GPU_TOKEN_BUDGET = 2048
@@ -103,12 +103,13 @@ def resolve_config(
     """
     max_model_len = _max_model_len(config, model)
     budget = _token_budget(config, max_model_len, device)
-    kv_dtype = dtype if config.kv_cache_dtype == "auto" else getattr(torch, config.kv_cache_dtype)
+    dtype_name = str(dtype).removeprefix("torch.")
+    kv_name = dtype_name if config.kv_cache_dtype == "auto" else config.kv_cache_dtype
     changes = {
         "model": str(path),
         "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "kv_cache_dtype": str(kv_dtype).removeprefix("torch."),
+        "dtype": dtype_name,
+        "kv_cache_dtype": kv_name,
         "attention": attention,
         "load_format": config.load_format
         if config.load_format != "auto"
@@ -123,9 +124,9 @@ def resolve_config(
         changes["prefix_caching"] = False
     if config.kv_cache != "none":
         models = [model] if draft_kv is None else [model, draft_kv]
-        block_bytes = sum(KVCache.bytes_per_block(one, config.block_size, kv_dtype) for one in models)
+        block_bytes = sum(KVCache.bytes_per_block(one, config.block_size, kv_dtype(kv_name)) for one in models)
         changes["num_kv_blocks"] = _num_kv_blocks(config, block_bytes, max_model_len, device)
-    changes["prefix_cache_host_memory"] = _host_memory(config, model, max_model_len, kv_dtype)
+    changes["prefix_cache_host_memory"] = _host_memory(config, model, max_model_len, kv_dtype(kv_name))
     return config.resolved(**changes)
 
 
@@ -189,9 +190,9 @@ def _num_kv_blocks(
     return num_blocks
 
 
-def _host_memory(config: EngineConfig, model: DecoderConfig, max_model_len: int, kv_dtype: torch.dtype) -> int | None:
+def _host_memory(config: EngineConfig, model: DecoderConfig, max_model_len: int, dtype: torch.dtype) -> int | None:
     """Bytes for evicted blocks, a whole number of them; what comes from a folder passes through such memory too."""
-    block_bytes = KVCache.bytes_per_block(model, config.block_size, kv_dtype)
+    block_bytes = KVCache.bytes_per_block(model, config.block_size, dtype)
     wanted = config.prefix_cache_host_memory
     if not wanted:
         longest = -(-max_model_len // config.block_size)

@@ -22,7 +22,7 @@ from kernels.host import to_device
 from kernels.paged import DECODE_ROWS, paged_attention
 from playground.models.batch import ModelBatch
 from playground.models.config import DecoderConfig
-from playground.models.kv_cache import KVCache
+from playground.models.kv_cache import KVCache, Places
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ class GatheredAttention:
     naive: bool
     order: Tensor | None
     rotation: tuple[Tensor, Tensor] | None
-    rows: Tensor
-    """Where the batch's keys and values go: see `KVCache.write_rows`."""
+    places: Places
+    """Where the batch's keys and values go."""
     plans: dict[int | None, PagedPlan]
     """By window, and for all steps that were prepared together."""
     step: int
@@ -121,7 +121,7 @@ class GatheredAttention:
         if rope is not None:
             cos, sin = rope.at(positions.view(-1), longest)
             rotations = list(zip(_parts(cos, count), _parts(sin, count), strict=True))
-        rows = _parts(kv_cache.write_rows(slots.view(-1)), count)
+        places = [_parts(index, count) for index in kv_cache.places(slots.view(-1))]
         tree_mask = first.tree_mask if order is None or first.tree_mask is None else first.tree_mask[order]
         plans = {
             window: PagedPlan(
@@ -131,14 +131,14 @@ class GatheredAttention:
             for window in windows
         }  # fmt: skip
         return [
-            cls(config, kv_cache, workspace, naive, order, rotations[step], rows[step], plans, step)
-            for step in range(count)
+            cls(config, kv_cache, workspace, naive, order, rotations[step], step_places, plans, step)
+            for step, step_places in enumerate(zip(*places, strict=True))
         ]
 
     def __call__(self, layer: LayerAttention, qkv: Tensor) -> Tensor:
         num_q = self.config.num_heads
         norm_and_rotate(self.config, layer, qkv, self.rotation)
-        self.cache.write(layer.number, self.rows, qkv[:, num_q:])
+        self.cache.write(layer.number, self.places, qkv[:, num_q:])
         return self.plans[layer.window].attend(
             qkv[:, :num_q],
             self.cache.k[layer.number],
@@ -147,6 +147,7 @@ class GatheredAttention:
             workspace=self.workspace,
             pages=self.cache.pages[layer.number],
             naive=self.naive,
+            scales=self.cache.scales[layer.number],
             step=self.step,
         )
 
@@ -223,6 +224,7 @@ class TritonAttention:
         batch, config = self._batch, self._config
         cos, sin = self._tables or (None, None)
         k_cache, v_cache = self._cache.k[layer.number], self._cache.v[layer.number]
+        k_scale, v_scale = self._cache.scales[layer.number] or (None, None)
         q = rope_and_write(
             qkv,
             k_cache,
@@ -233,11 +235,16 @@ class TritonAttention:
             sin=sin,
             qk_norm=layer.qk_norm,
             norm_eps=config.norm_eps,
+            k_scale=k_scale,
+            v_scale=v_scale,
             backend="triton",
         )
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         for tensors, options in self._calls:
-            paged_attention(q, k_cache, v_cache, *tensors, window=layer.window, backend="triton", out=out, **options)
+            paged_attention(
+                q, k_cache, v_cache, *tensors, window=layer.window, k_scale=k_scale, v_scale=v_scale, backend="triton",
+                out=out, **options,
+            )  # fmt: skip
         return out
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from kernels.kv_codes import PageLayout
 from playground.errors import ModelLoadError
 from playground.models.families import FAMILIES, Family, tensor_shapes
 from playground.quantization.formats import QuantizedFormat, read_format
@@ -134,8 +135,8 @@ class DecoderConfig:
         return sum(math.prod(shape) for shape in tensor_shapes(self).values())
 
     def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Bytes of KV that one token takes over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
+        """Bytes of KV that one token takes over all layers, the scales of quantized numbers counted."""
+        return 2 * self.num_layers * self.num_kv_heads * PageLayout(1, self.head_dim, dtype).nbytes
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,13 +14,15 @@ EngineFactory = Callable[..., Engine]
 def with_given_fields(defaults: dict[str, Any], fields: dict[str, Any], config: pytest.Config) -> dict[str, Any]:
     """Fields of a test's engine: `defaults`, what `--engine FIELD=VALUE` asked for, what the test itself is about.
 
-    A test about another attention, or about no cache, has no recorded decode steps.
+    A test about another attention, or about no cache, has no recorded decode steps, and no cache is not quantized.
     """
     pairs = (option.partition("=") for option in config.getoption("--engine"))
     given = {field: {"true": True, "false": False}.get(value, value) for field, _, value in pairs}
     merged = {**defaults, **given, **fields}
     if merged.get("kv_cache") == "none" or merged.get("attention") != "triton":
         merged.pop("cuda_graphs", None)
+    if merged.get("kv_cache") == "none" and "kv_cache_dtype" not in fields:
+        merged.pop("kv_cache_dtype", None)
     return merged
 
 

@@ -38,8 +38,7 @@ class Paged:
     def oracle(self, **options: object) -> tuple[Tensor, Tensor]:
         """The definition in float64: out and lse."""
         q, k, v, *rest = self.arguments()
-        scales = {name: scale.double() for name, scale in self.scales().items()}
-        return reference.paged_attention(q.double(), k.double(), v.double(), *rest, **scales, **options)  # type: ignore[arg-type]
+        return reference.paged_attention(q.double(), k.double(), v.double(), *rest, **self.scales(), **options)  # type: ignore[arg-type]
 
     def eager(self, **options: object) -> tuple[Tensor, Tensor]:
         """What plain torch gives when every number that a kernel would keep wide is rounded to the queries' dtype.
@@ -75,7 +74,7 @@ class Paged:
         return out, lse
 
     def _dequantized(self, cache: Tensor, scale: Tensor | None) -> Tensor:
-        wide = cache.float() if scale is None else cache.float() * scale[..., None]
+        wide = cache.float() if scale is None else cache.float() * reference.kv_scale(scale).float()[..., None]
         return wide.to(self.q.dtype)
 
     def permuted(self, seed: int = 1) -> "Paged":
@@ -100,7 +99,7 @@ class Paged:
         )
 
     def quantized(self, dtype: torch.dtype) -> "Paged":
-        """The same keys and values as codes, one scale a token and head; garbage stays garbage in the scales."""
+        """The same keys and values as codes, one scale a token and head; where garbage was the scale is NaN."""
         codes, scales = [], []
         for cache in (self.k_cache, self.v_cache):
             tokens = cache.float().nan_to_num(0.0).transpose(1, 2).flatten(0, 1)  # [N * block, Hkv, D]
@@ -108,7 +107,7 @@ class Paged:
             shape = (cache.shape[0], cache.shape[2], cache.shape[1])
             codes.append(code.view(torch.int8).view(*shape, -1).transpose(1, 2).contiguous().view(dtype))
             stale = cache.isnan().any(-1)
-            scales.append(scale.view(shape).transpose(1, 2).masked_fill(stale, math.nan).contiguous())
+            scales.append(scale.view(shape).transpose(1, 2).masked_fill(stale, 255).contiguous())
         return replace(self, k_cache=codes[0], v_cache=codes[1], k_scale=scales[0], v_scale=scales[1])
 
     def to(self, device: torch.device) -> "Paged":

@@ -93,15 +93,17 @@ def error(out: Tensor, exact: Tensor) -> float:
     return (out.double() - exact).abs().max().item()
 
 
-def test_quantized_caches_are_scaled_back() -> None:
-    batch = paged([1, 9, 1], [35, 70, 300])
-    scales = torch.rand(2, *batch.k_cache.shape[:3], generator=rng(3)) + 0.5
-    quantized = Paged(
-        batch.q, (batch.k_cache.clamp(-4, 4) * 20).round().to(torch.int8),
-        (batch.v_cache.clamp(-4, 4) * 20).round().to(torch.int8), batch.block_table, batch.cu_seqlens_q, batch.kv_lens,
-    )  # fmt: skip
-    got = quantized.run(k_scale=scales[0] / 20, v_scale=scales[1] / 20)
-    assert_close(got, quantized.oracle(k_scale=scales[0].double() / 20, v_scale=scales[1].double() / 20)[0], 1e-5)
+@pytest.mark.parametrize("code", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_quantized_caches_are_scaled_back(code: torch.dtype) -> None:
+    batch = paged([1, 9, 1, 20], [35, 70, 300, 20]).quantized(code)
+    assert_close(batch.run(), batch.oracle()[0], 1e-5)
+    assert_close(batch.run(window=13), batch.oracle(window=13)[0], 1e-5)
+
+
+def test_one_large_quantized_block_is_converted_where_it_is_looked_at() -> None:
+    batch = paged([1, 3, 40], [300, 70, 400], block_size=512).quantized(torch.int8)
+    assert_close(batch.run(), batch.oracle()[0], 1e-5)
+    assert_close(batch.run(window=30), batch.oracle(window=30)[0], 1e-5)
 
 
 # What holds bit for bit
@@ -216,6 +218,11 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         kernels.paged_attention(batch.q[..., :8], *batch.arguments()[1:])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="go together"):
         batch.run(k_scale=torch.ones(1))
+    codes = batch.quantized(torch.int8)
+    with pytest.raises(ValueError, match="must be uint8"):
+        kernels.paged_attention(*codes.arguments(), k_scale=codes.k_scale, v_scale=torch.ones(1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="an int8 cache needs"):
+        kernels.paged_attention(*codes.arguments())  # type: ignore[arg-type]
 
 
 def test_explain_names_every_op_and_why() -> None:

@@ -35,7 +35,11 @@ EXECUTIONS = {
     "naive attention": {"attention": "naive"},
     "window": {"sliding_window": 9},
     "wide window": {"sliding_window": 64},
+    "int8 cache": {"kv_cache_dtype": "int8"},
+    "fp8 cache": {"kv_cache_dtype": "fp8", "max_num_batched_tokens": 7, "num_kv_blocks": 40},
 }
+CHANGES_TEXT = ("sliding_window", "kv_cache_dtype")
+"""Fields that may change what is said; no other may."""
 KINDS = {
     "greedy": GREEDY,
     "greedy with penalties": GREEDY.replace(repetition_penalty=1.3, presence_penalty=0.5, frequency_penalty=0.3),
@@ -110,10 +114,8 @@ def test_greedy_and_coupled_text_is_the_same_however_it_runs(plain, make_specula
     prompts, fields = some_prompts(14), EXECUTIONS[execution]
     params = [(GREEDY, SAMPLED)[number % 2] for number in range(len(prompts))]
     engine = make_speculative(METHODS[method] | {"verification": "coupled"}, **fields)
-    # a window changes the text, everything else must not
-    wanted = expected(plain, make_speculative, execution if "sliding_window" in fields else "any", params, prompts, **(
-        fields if "sliding_window" in fields else {}
-    ))  # fmt: skip
+    other = {name: value for name, value in fields.items() if name in CHANGES_TEXT}
+    wanted = expected(plain, make_speculative, execution if other else "any", params, prompts, **other)
     assert outcomes(engine, params, prompts) == wanted
     assert outcomes(engine, params, prompts) == wanted, "a second time, from the prefix cache"
     if execution == "preempted":

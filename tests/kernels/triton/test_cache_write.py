@@ -21,7 +21,7 @@ def caches(kv_heads: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]
 
 
 def scales_of(cache: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(torch.full(cache.shape[:3], STALE, device=DEVICE) for _ in range(2))  # type: ignore[return-value]
+    return tuple(torch.full(cache.shape[:3], STALE, device=DEVICE).to(torch.uint8) for _ in range(2))  # type: ignore[return-value]
 
 
 def slots() -> Tensor:
@@ -56,7 +56,9 @@ def test_a_plain_write_stores_the_bits_and_nothing_else(kv_heads: int, dim: int,
 @pytest.mark.parametrize("code", [torch.int8, torch.float8_e4m3fn], ids=str)
 def test_codes_and_scales_are_those_of_the_definition(code: torch.dtype, dtype: torch.dtype) -> None:
     k, v = randn(7, 2, 80, dtype=dtype, seed=1, scale=30), randn(7, 2, 80, dtype=dtype, seed=2)
-    k[2, 1] = 0  # a head of zeros has a scale of zero
+    k[2, 1] = 0  # a head of zeros has the smallest scale
+    k[2, 0] *= 1e-7  # what the scales do not resolve
+    v[2, 0] = 1e30  # and what they do not reach
     k[3, 0, :4] = torch.tensor([127.0, 0.5, 1.5, -2.5])  # ties, with a scale of one in int8
     k[3, 0, 4:] = k[3, 0, 4:].clamp(-100, 100)
     results = []
@@ -135,9 +137,9 @@ def test_rotated_keys_are_quantized_to_within_one_code(code: torch.dtype) -> Non
     qkv = randn(7, 8, 64, dtype=torch.bfloat16, scale=2)
     got, wanted = (fused(qkv, 2, backend, code, **tables(32)) for backend in ("triton", "reference"))
     assert torch.equal(bits(got[2]), bits(wanted[2])) and torch.equal(got[4], wanted[4])  # values do not rotate
-    torch.testing.assert_close(got[3], wanted[3], rtol=1e-6, atol=0)
+    assert ((got[3].int() - wanted[3].int()).abs() <= 1).all()
     written = wanted[3] != STALE
-    ours, theirs = (r[1].float()[written] * r[3][written][:, None] for r in (got, wanted))
+    ours, theirs = (r[1].float()[written] * reference.kv_scale(r[3])[written][:, None] for r in (got, wanted))
     step = theirs.abs().amax(-1, keepdim=True) / (127 if code == torch.int8 else 448 / 32)
     assert ((ours - theirs).abs() <= step).all()
 
@@ -154,7 +156,7 @@ def test_heads_of_a_larger_tensor_are_read_through_their_strides() -> None:
 def test_slots_are_multiplied_in_64_bits() -> None:
     pages = 2**31 // (PAGE * 256) + 2
     cache = [torch.empty(pages, 1, PAGE, 256, dtype=torch.int8, device=DEVICE) for _ in range(2)]  # not yet touched
-    scale = torch.empty(pages, 1, PAGE, device=DEVICE)
+    scale = torch.empty(pages, 1, PAGE, dtype=torch.uint8, device=DEVICE)
     k = randn(1, 1, 256)
     slot = torch.tensor([pages * PAGE - 1], device=DEVICE)
     kernels.write_kv(k, k, cache[0], cache[1], slot, k_scale=scale, v_scale=scale, backend="triton")
@@ -196,7 +198,7 @@ def test_what_does_not_fit_is_refused_in_one_sentence() -> None:
         kernels.write_kv(k, k, *cache, slots(), k_scale=scale, v_scale=scale)
     with pytest.raises(ValueError, match="go together"):
         kernels.write_kv(k, k, *codes, slots(), k_scale=scale)
-    with pytest.raises(ValueError, match="must be contiguous float32"):
+    with pytest.raises(ValueError, match="must be uint8"):
         kernels.write_kv(k, k, *codes, slots(), k_scale=scale.half(), v_scale=scale)
     with pytest.raises(ValueError, match="go together"):
         kernels.rope_and_write(qkv, *cache, slots(), positions=slots())

@@ -158,7 +158,7 @@ def test_page_ids_are_multiplied_in_64_bits(page: int) -> None:
     caches, scales = [], []
     for cache, scale in ((batch.k_cache, batch.k_scale), (batch.v_cache, batch.v_scale)):
         large = torch.empty(far + count, 1, page, 16, dtype=torch.int8, device=DEVICE)  # memory that is never touched
-        large_scale = torch.empty(far + count, 1, page, device=DEVICE)
+        large_scale = torch.empty(far + count, 1, page, dtype=torch.uint8, device=DEVICE)
         large[far:], large_scale[far:] = cache, scale
         caches.append(large)
         scales.append(large_scale)
@@ -187,7 +187,7 @@ def test_what_the_kernel_cannot_take_is_refused_in_one_sentence() -> None:
         decode(replace(batch, k_cache=batch.k_cache.to(torch.int8), v_cache=batch.v_cache.to(torch.int8)))
     with pytest.raises(ValueError, match="without gaps"):
         decode(replace(batch, k_cache=batch.k_cache.transpose(2, 3), v_cache=batch.v_cache.transpose(2, 3)))
-    with pytest.raises(ValueError, match="must be float32"):
+    with pytest.raises(ValueError, match="must be uint8"):
         decode(replace(batch.quantized(torch.int8), v_scale=torch.ones(1, device=DEVICE)))
     for options in ({"scale": 0.0}, {"softcap": -1.0}):
         with pytest.raises(ValueError, match="must be positive"):
