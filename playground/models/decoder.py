@@ -17,17 +17,19 @@ from playground.models.config import DecoderConfig
 from playground.models.kv_cache import KVCache
 from playground.models.layers import AttentionName, Layer, LayerStack, Norm
 from playground.models.linear import Linear
+from playground.quantization.linear import QuantizedLinear
 
 
 @dataclass(slots=True)
 class DecoderWeights:
     """Everything learned, in the layout that the forward wants."""
 
-    embed: Tensor
+    embed: Tensor | QuantizedLinear
+    """[vocab, H]; quantized, it may be the head too."""
     positions: Tensor | None
     layers: list[Layer]
     final_norm: Norm
-    head: Linear
+    head: Linear | QuantizedLinear
 
 
 class Decoder:
@@ -90,7 +92,7 @@ class Decoder:
             token_ids, positions, rows = batch.token_ids, batch.positions, batch.logits_rows
             if attention.order is not None:
                 token_ids, positions = token_ids[attention.order], positions[attention.order]
-            x = F.embedding(token_ids, self.weights.embed)
+            x = look_up(self.weights.embed, token_ids)
             if self.weights.positions is not None:
                 x = x + F.embedding(positions, self.weights.positions)
             x = self._stack.run(x, attention)
@@ -107,7 +109,12 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x if rows.shape[0] == x.shape[0] else x.index_select(0, rows)
 
 
-def project(head: Linear, hidden: Tensor) -> Tensor:
+def look_up(embed: Tensor | QuantizedLinear, token_ids: Tensor) -> Tensor:
+    """Rows of the embedding, [T, H]."""
+    return embed.take(token_ids) if isinstance(embed, QuantizedLinear) else F.embedding(token_ids, embed)
+
+
+def project(head: Linear | QuantizedLinear, hidden: Tensor) -> Tensor:
     """Logits of hidden rows [R, H], in float32 or wider."""
     if hidden.shape[0] == 0:
         dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32

@@ -11,14 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from playground.errors import ModelLoadError
 from playground.models.batch import ModelBatch
 from playground.models.checkpoint import Checkpoint, match_tensors
 from playground.models.config import DecoderConfig, read_json
-from playground.models.decoder import Decoder, project, take_rows
+from playground.models.decoder import Decoder, look_up, project, take_rows
 from playground.models.families import tensor_shapes
 from playground.models.hub import resolve_model_path
 from playground.models.kv_cache import KVCache
@@ -54,7 +53,7 @@ class EagleHead:
             token_ids, order = batch.token_ids, attention.order
             if order is not None:
                 token_ids, features = token_ids[order], features[order]
-            embedded = F.embedding(token_ids, self._embed)
+            embedded = look_up(self._embed, token_ids)
             x = self._stack.run(self._fc(torch.cat((embedded, features.to(self.dtype)), -1)), attention)
             if order is not None:
                 x = x[torch.argsort(order)]

@@ -27,7 +27,7 @@ from playground.models.attention import (
 from playground.models.batch import ModelBatch, one_token_steps
 from playground.models.config import DecoderConfig
 from playground.models.kv_cache import KVCache
-from playground.models.linear import ACTIVATIONS, GatedLinear, Linear
+from playground.models.linear import ACTIVATIONS, AnyLinear, GatedLinear
 
 AttentionName = Literal["sdpa", "naive", "triton"]
 Norm = RMSNorm | LayerNorm
@@ -42,12 +42,12 @@ class Layer:
 
     attn_norm: Norm | None
     """None where attention reads the layer's input as it is."""
-    qkv: Linear
+    qkv: AnyLinear
     attention: LayerAttention
-    out: Linear
+    out: AnyLinear
     mlp_norm: Norm
-    up: Linear | GatedLinear
-    down: Linear
+    up: AnyLinear | GatedLinear
+    down: AnyLinear
 
 
 class LayerStack:

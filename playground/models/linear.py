@@ -5,7 +5,7 @@ memory bandwidth at one row), float32 into transposed panels (15 to 45 % less ti
 copy of a weight, never two (but see `worth_a_copy`), and no gradients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.cpu import swiglu
+from playground.quantization.linear import QuantizedLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -109,6 +110,32 @@ class Linear:
         return (self.num_elements + bias) * self.dtype.itemsize
 
 
+class StackedLinear:
+    """Linear layers of the same inputs, one below the other: parts that are quantized in ways that do not join."""
+
+    __slots__ = ("in_features", "out_features", "parts")
+
+    def __init__(self, parts: "Sequence[Linear | QuantizedLinear]") -> None:
+        self.parts = list(parts)
+        self.in_features, self.out_features = parts[0].in_features, sum(part.out_features for part in parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, in] -> [T, out]."""
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + linear(x); `residual` may be overwritten."""
+        return residual.add_(self(x))
+
+    @property
+    def num_elements(self) -> int:
+        return self.out_features * self.in_features
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
 class GatedLinear:
     """activation(gate(x)) * up(x), the first half of a gated MLP; gate and up are one matrix.
 
@@ -118,8 +145,9 @@ class GatedLinear:
 
     __slots__ = ("_activation", "_both", "_silu")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str) -> None:
-        self._both = Linear(weight, bias)
+    def __init__(self, both: "AnyLinear", activation: str) -> None:
+        """`both` has the outputs of gate, then those of up."""
+        self._both = both
         self._activation, self._silu = ACTIVATIONS[activation], activation == "silu"
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -137,6 +165,9 @@ class GatedLinear:
     @property
     def nbytes(self) -> int:
         return self._both.nbytes
+
+
+AnyLinear = Linear | QuantizedLinear | StackedLinear
 
 
 def reorders(dtype: torch.dtype, device: torch.device) -> bool:

@@ -5,7 +5,7 @@ One matrix at a time: the tensors it is made of are copied into place, then it i
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,13 +16,28 @@ from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
 from playground.models.layers import Layer, Norm
-from playground.models.linear import GatedLinear, Linear, reorders, worth_a_copy
+from playground.models.linear import AnyLinear, GatedLinear, Linear, StackedLinear, reorders, worth_a_copy
+from playground.quantization.linear import QuantizedLinear
+from playground.quantization.weight import QuantizedWeight, join, joinable
 
 
 class TensorSource(Protocol):
     """Tensors by their checkpoint name. `use` must copy what it keeps."""
 
     def read(self, name: str, use: Callable[[Tensor], None]) -> None: ...
+
+
+@runtime_checkable
+class QuantizedSource(TensorSource, Protocol):
+    """A source some of whose matrices are quantized; the others, norms and biases come from `read` as ever."""
+
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """The matrix "`name`.weight" ("model.layers.0.self_attn.q_proj") as [outputs, inputs]; None where it is plain.
+
+        Asked for every matrix of the layers, the output head (not where it is tied) and the embedding. Called once
+        each, in the order of use; a weight may be made when it is asked for, and is not kept.
+        """
+        ...
 
 
 class DummyTensors:
@@ -56,12 +71,14 @@ def build_weights(
     """Everything that a `Decoder` of this config needs, from tensors named as in `families`."""
     builder, names = WeightBuilder(config, source, dtype, device), config.family.names
     shapes = tensor_shapes(config)
-    embed = builder.plain(f"{names.embed}.weight", shapes)
+    embed = builder.table(names.embed, shapes)
     learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
-    if config.tie_embeddings:
-        head = Linear(embed, None, keep=not worth_a_copy(embed))
-    else:  # before the layers: while it is reordered there are two of it
-        head = Linear(builder.plain(f"{names.head}.weight", shapes), None)
+    head: Linear | QuantizedLinear
+    if not config.tie_embeddings:  # before the layers: while it is reordered there are two of it
+        table = builder.table(names.head, shapes)
+        head = table if isinstance(table, QuantizedLinear) else Linear(table, None)
+    else:
+        head = embed if isinstance(embed, QuantizedLinear) else Linear(embed, None, keep=not worth_a_copy(embed))
     layers = [builder.layer(number, shapes) for number in range(config.num_layers)]
     return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
 
@@ -95,26 +112,58 @@ class WeightBuilder:
             return RMSNorm(weight, self.config.norm_eps)
         return LayerNorm(weight, self.plain(f"{name}.bias", shapes), self.config.norm_eps)
 
-    def linear(self, role: Literal["qkv", "out", "up", "down"], number: int) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias of ours from one or several matrices of the checkpoint, stacked along the outputs."""
-        parts = linear_parts(self.config, role)
-        total = sum(outputs for _, outputs in parts)
+    def table(self, name: str, shapes: dict[str, tuple[int, ...]]) -> Tensor | QuantizedLinear:
+        """A matrix with a row for every token: the embedding, or the output head."""
+        weight = self._quantized(name)
+        if weight is None:
+            return self.plain(f"{name}.weight", shapes)
+        return self._quantized_linear(weight, None)
+
+    def linear(self, role: Literal["qkv", "out", "up", "down"], number: int) -> AnyLinear:
+        """One of our matrices, from one or several of the checkpoint, stacked along the outputs."""
+        parts = [(name.format(number), outputs) for name, outputs in linear_parts(self.config, role)]
+        inputs, biased = linear_inputs(self.config, role), linear_bias(self.config, role)
+        weights = [self._quantized(name) for name, _ in parts]
+        quantized = [weight for weight in weights if weight is not None]
+        if not quantized:
+            return self._plain_linear(parts, inputs, biased)
+        if len(quantized) == len(parts) and joinable(quantized):
+            return self._quantized_linear(join(quantized), self._bias(parts) if biased else None)
+        linears: list[Linear | QuantizedLinear] = []
+        for part, weight in zip(parts, weights, strict=True):
+            if weight is None:
+                linears.append(self._plain_linear([part], inputs, biased))
+            else:
+                linears.append(self._quantized_linear(weight, self._bias([part]) if biased else None))
+        return StackedLinear(linears)
+
+    def up(self, number: int) -> AnyLinear | GatedLinear:
+        linear = self.linear("up", number)
+        return GatedLinear(linear, self.config.activation) if self.config.gated_mlp else linear
+
+    def _plain_linear(self, parts: Sequence[tuple[str, int]], inputs: int, biased: bool) -> Linear:
         make = self.staged if reorders(self.dtype, self.device) else self.empty
-        weight = make(total, linear_inputs(self.config, role))
-        bias = self.empty(total) if linear_bias(self.config, role) else None
+        weight = make(sum(outputs for _, outputs in parts), inputs)
+        self._stack(parts, "weight", weight)
+        return Linear(weight, self._bias(parts) if biased else None)
+
+    def _quantized(self, name: str) -> QuantizedWeight | None:
+        return self.source.quantized(name) if isinstance(self.source, QuantizedSource) else None
+
+    def _quantized_linear(self, weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear:
+        return QuantizedLinear(weight, bias, dtype=self.dtype, device=self.device)
+
+    def _bias(self, parts: Sequence[tuple[str, int]]) -> Tensor:
+        bias = self.empty(sum(outputs for _, outputs in parts))
+        self._stack(parts, "bias", bias)
+        return bias
+
+    def _stack(self, parts: Sequence[tuple[str, int]], kind: str, target: Tensor) -> None:
+        """Read tensors of the checkpoint one below the other into one of ours."""
         row = 0
         for name, outputs in parts:
-            self._fill(f"{name.format(number)}.weight", weight[row : row + outputs])
-            if bias is not None:
-                self._fill(f"{name.format(number)}.bias", bias[row : row + outputs])
+            self._fill(f"{name}.{kind}", target[row : row + outputs])
             row += outputs
-        return weight, bias
-
-    def up(self, number: int) -> Linear | GatedLinear:
-        weight, bias = self.linear("up", number)
-        if not self.config.gated_mlp:
-            return Linear(weight, bias)
-        return GatedLinear(weight, bias, self.config.activation)
 
     def _fill(self, name: str, target: Tensor) -> None:
         turned = self.config.family.transposed and target.ndim == 2
@@ -130,12 +179,12 @@ class WeightBuilder:
             qk_norm = torch.cat((q_weight.expand(config.num_heads, -1), k_weight.expand(config.num_kv_heads, -1)))
         return Layer(
             attn_norm=self.norm(names.attn_norm.format(number), shapes) if input_norm else None,
-            qkv=Linear(*self.linear("qkv", number)),
+            qkv=self.linear("qkv", number),
             attention=LayerAttention(number, qk_norm, config.layer_windows[number]),
-            out=Linear(*self.linear("out", number)),
+            out=self.linear("out", number),
             mlp_norm=self.norm(names.mlp_norm.format(number), shapes),
             up=self.up(number),
-            down=Linear(*self.linear("down", number)),
+            down=self.linear("down", number),
         )
 
 
@@ -145,20 +194,19 @@ def _copy(target: Tensor, tensor: Tensor) -> None:
 
 def weights_nbytes(weights: DecoderWeights) -> int:
     """Bytes of all weights, a tied head that is the embedding itself counted once."""
-    tensors = [weights.embed] + ([] if weights.positions is None else [weights.positions])
-    linears = [] if weights.head.weight is weights.embed else [weights.head]
-    return _nbytes(tensors, linears, [weights.final_norm]) + sum(layer_nbytes(layer) for layer in weights.layers)
+    tables = [weights.embed] + ([] if weights.positions is None else [weights.positions])
+    shared = weights.head is weights.embed or weights.head.weight is weights.embed
+    linears = [] if shared else [weights.head]
+    return _nbytes([*tables, *linears], [weights.final_norm]) + sum(layer_nbytes(layer) for layer in weights.layers)
 
 
 def layer_nbytes(layer: Layer) -> int:
     """Bytes of the weights of one layer."""
     norms = [layer.mlp_norm] if layer.attn_norm is None else [layer.attn_norm, layer.mlp_norm]
     tensors = [] if layer.attention.qk_norm is None else [layer.attention.qk_norm]
-    return _nbytes(tensors, [layer.qkv, layer.out, layer.up, layer.down], norms)
+    return _nbytes([*tensors, layer.qkv, layer.out, layer.up, layer.down], norms)
 
 
-def _nbytes(tensors: list[Tensor], linears: Sequence[Linear | GatedLinear], norms: list[Norm]) -> int:
-    parts = tensors + [
-        part for norm in norms for part in (norm.weight, getattr(norm, "bias", None)) if part is not None
-    ]
-    return sum(math.prod(t.shape) * t.itemsize for t in parts) + sum(linear.nbytes for linear in linears)
+def _nbytes(parts: Sequence[Tensor | AnyLinear | GatedLinear], norms: Sequence[Norm]) -> int:
+    tensors = [part for norm in norms for part in (norm.weight, getattr(norm, "bias", None)) if part is not None]
+    return sum(part.nbytes for part in (*parts, *tensors))

@@ -4,9 +4,9 @@ Files are unpacked into it, quantizers make it, writers pack it, and the layers 
 knows of the others. One code takes a whole byte here, so it is held for one matrix at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class QuantizedWeight:
     group_index: Tensor | None = None
     """int32 [K]: the group of every column (GPTQ's activation order); None is column // group_size."""
     kind: Kind = "int"
+    activations: Literal["int8", "fp8"] | None = None
+    """What a file says its inputs are rounded to before the product, with a scale per token; None is not at all."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,13 +72,16 @@ class QuantizedWeight:
 
     def rows(self, start: int, stop: int) -> "QuantizedWeight":
         """Rows start .. stop - 1 as a weight of their own (views, nothing is copied)."""
-        parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "offsets")}
-        return replace(self, **{name: None if part is None else part[start:stop] for name, part in parts.items()})
+        return self._with_parts(("codes", "scales", "zeros", "offsets"), lambda part: part[start:stop])
 
     def to(self, device: torch.device | str) -> "QuantizedWeight":
         """The same weight on another device."""
-        parts = {name: getattr(self, name) for name in ("codes", "scales", "zeros", "offsets", "group_index")}
-        return replace(self, **{name: None if part is None else part.to(device) for name, part in parts.items()})
+        return self._with_parts(("codes", "scales", "zeros", "offsets", "group_index"), lambda part: part.to(device))
+
+    def _with_parts(self, names: Sequence[str], change: Callable[[Tensor], Tensor]) -> "QuantizedWeight":
+        parts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        changes: dict[str, Any] = {name: None if part is None else change(part) for name, part in parts.items()}
+        return replace(self, **changes)
 
     def _per_column(self, values: Tensor) -> Tensor:
         """[N, G] -> [N, K], or [N, 1] for one group a row."""
@@ -96,7 +101,10 @@ def joinable(weights: Sequence[QuantizedWeight]) -> bool:
             first.group_index is None
             or (other.group_index is not None and torch.equal(first.group_index, other.group_index))
         )
-        forms = [(w.kind, w.bits, w.group_size, w.shape[1], w.zeros is None, w.offsets is None) for w in (first, other)]
+        forms = [
+            (w.kind, w.bits, w.group_size, w.shape[1], w.zeros is None, w.offsets is None, w.activations)
+            for w in (first, other)
+        ]
         return same_order and forms[0] == forms[1]
 
     return all(alike(other) for other in weights[1:])
@@ -107,7 +115,7 @@ def join(weights: Sequence[QuantizedWeight]) -> QuantizedWeight:
     first = weights[0]
     if len(weights) == 1:
         return first
-    parts = {}
+    parts: dict[str, Any] = {}
     for name in ("codes", "scales", "zeros", "offsets"):
         tensors = [getattr(weight, name) for weight in weights]
         parts[name] = None if tensors[0] is None else torch.cat(tensors)

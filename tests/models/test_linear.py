@@ -52,7 +52,7 @@ def test_a_layer_is_f_linear_and_adds_a_residual(
 def test_a_gated_layer_is_activation_of_gate_times_up(dtype: torch.dtype, activation: str, biased: bool) -> None:
     weight = random(2 * 700, 24, dtype=dtype, seed=0)
     bias = random(2 * 700, dtype=dtype, seed=1) if biased else None
-    layer = GatedLinear(weight.clone(), bias, activation)
+    layer = GatedLinear(Linear(weight.clone(), bias), activation)
     for rows in (1, 5, 40):
         x = random(rows, 24, dtype=dtype, seed=2)
         gate, up = F.linear(x.double(), weight.double(), None if bias is None else bias.double()).chunk(2, dim=-1)
@@ -88,4 +88,4 @@ def test_only_a_small_bfloat16_head_is_laid_out_beside_the_embedding(monkeypatch
 def test_bytes_count_the_weight_and_the_bias_once() -> None:
     weight, bias = random(2048, 8, dtype=torch.float32, seed=0), random(2048, dtype=torch.float32, seed=0)
     assert Linear(weight, bias).nbytes == 4 * (2048 * 8 + 2048)
-    assert GatedLinear(weight.bfloat16(), None, "silu").nbytes == 2 * 2048 * 8
+    assert GatedLinear(Linear(weight.bfloat16(), None), "silu").nbytes == 2 * 2048 * 8

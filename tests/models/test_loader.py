@@ -378,7 +378,8 @@ def kib(field):
 
 torch.set_num_threads(1)
 from playground.models.linear import GatedLinear, Linear
-GatedLinear(torch.zeros(2048, 1024, dtype=torch.bfloat16), None, "silu")(torch.zeros(1, 1024, dtype=torch.bfloat16))
+linear = Linear(torch.zeros(2048, 1024, dtype=torch.bfloat16), None)
+GatedLinear(linear, "silu")(torch.zeros(1, 1024, dtype=torch.bfloat16))
 with suppress(OSError):
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak: imports and start-up are not the model
 before = kib("VmRSS")

@@ -1,0 +1,130 @@
+"""GPTQ against Optimal Brain Quantization done column by column with explicit inverses, and against rounding to nearest."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from playground.compression.gptq import gptq
+from playground.compression.grid import Grid
+from playground.compression.hessian import inverse_factor, output_error
+from playground.errors import ModelLoadError
+
+
+def moment(inputs: int, tokens: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Second moment of correlated inputs whose channels differ in size, as those of language models do."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(tokens, inputs, generator=generator, dtype=torch.float64)
+    mixed = mixed @ torch.randn(inputs, inputs, generator=generator, dtype=torch.float64) * inputs**-0.5
+    mixed *= torch.randn(inputs, generator=generator, dtype=torch.float64).exp()
+    return (mixed.t() @ mixed / tokens).to(dtype)
+
+
+def matrix(outputs: int, inputs: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def optimal_brain_quantization(weight: Tensor, hessian: Tensor, grid: Grid, order: list[int]) -> Tensor:
+    """Each row's columns one by one: round one, move all that are left by the exact least-squares answer.
+
+    Solved anew for each column from the Hessian of those left, so nothing of the factored form is in it. Scales are
+    those of the whole row before anything was rounded.
+    """
+    work, done = weight.clone(), torch.zeros_like(weight)
+    scale, zero = grid.fit(weight)
+    left = list(order)
+    while left:
+        column, rest = left[0], left[1:]
+        value = (grid.encode(work[:, column], scale, zero) - zero) * scale
+        error = work[:, column] - value
+        done[:, column] = value
+        if rest:  # argmin over d of the error (column off by `error`, the rest by -d)
+            work[:, rest] += error[:, None] * torch.linalg.solve(hessian[rest][:, rest], hessian[rest, column])
+        left = rest
+    return done
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_it_is_optimal_brain_quantization_in_a_fixed_order(act_order: bool, symmetric: bool) -> None:
+    weight, hessian = matrix(6, 150, 1, torch.float64), moment(150, 600, 2, torch.float64)
+    grid = Grid(bits=3, group_size=-1, symmetric=symmetric, scale_dtype=torch.float64)
+    order = torch.argsort(hessian.diagonal(), descending=True).tolist() if act_order else list(range(150))
+    expected = optimal_brain_quantization(weight, hessian, grid, order)
+    got = gptq(weight, hessian, grid, act_order=act_order, damping=0.0).dequantize(torch.float64)
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
+
+
+def test_groups_that_end_inside_a_block_of_columns_see_the_corrected_weights() -> None:
+    """A group's scales come from its columns as they are when its turn comes, also in the middle of a lazy block."""
+    weight, hessian = matrix(5, 96, 3, torch.float64), moment(96, 400, 4, torch.float64)
+    grid = Grid(bits=4, group_size=32, symmetric=False, scale_dtype=torch.float64)
+    factor, work = inverse_factor(hessian, 0.01), weight.clone()
+    expected = torch.zeros_like(weight)
+    for column in range(96):
+        if column % 32 == 0:
+            scale, zero = grid.fit(work[:, column : column + 32])
+        value = (grid.encode(work[:, column], scale, zero) - zero) * scale
+        expected[:, column] = value
+        work[:, column + 1 :] -= ((work[:, column] - value) / factor[column, column])[:, None] * factor[column, column + 1 :]
+    torch.testing.assert_close(gptq(weight, hessian, grid).dequantize(torch.float64), expected, atol=1e-10, rtol=0)
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    bits=st.sampled_from([2, 3, 4, 8]),
+    group_size=st.sampled_from([16, 32, 192, -1]),
+    symmetric=st.booleans(),
+    order=st.sampled_from(["none", "dynamic", "static"]),
+)
+@settings(max_examples=40)
+def test_its_output_error_is_below_that_of_rounding_to_nearest(
+    seed: int, bits: int, group_size: int, symmetric: bool, order: str
+) -> None:
+    k = 192
+    weight, hessian = matrix(32, k, seed), moment(k, 1000, seed + 1)
+    grid = Grid(bits, group_size, symmetric)
+    ours = gptq(weight, hessian, grid, act_order=order != "none", static_groups=order == "static")
+    assert ours.codes.max() < 2**bits
+    assert (ours.group_index is not None) == (order == "dynamic" and group_size not in (-1, k))
+    error = output_error(ours.dequantize() - weight, hessian)
+    assert error <= output_error(grid.quantize(weight).dequantize() - weight, hessian)
+
+
+def test_activation_order_tells_the_group_of_each_column() -> None:
+    weight, hessian = matrix(4, 64, 7), moment(64, 300, 8)
+    got = gptq(weight, hessian, Grid(4, 16, True), act_order=True)
+    assert got.group_index is not None
+    places = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    for place, column in enumerate(places.tolist()):
+        assert got.group_index[column] == place // 16
+
+
+def test_columns_whose_input_was_never_seen_are_rounded_to_nearest() -> None:
+    weight, hessian = matrix(8, 32, 9), moment(32, 200, 10)
+    hessian[5, :] = hessian[:, 5] = 0
+    grid = Grid(4, -1, False)
+    got = gptq(weight, hessian, grid)
+    assert torch.equal(got.codes[:, 5], grid.quantize(weight).codes[:, 5])
+    assert torch.isfinite(got.dequantize()).all()
+
+
+def test_a_hessian_of_fewer_tokens_than_inputs_is_damped_until_it_has_a_factor() -> None:
+    hessian = moment(64, 3, 11)
+    factor = inverse_factor(hessian, 0.0)
+    assert torch.isfinite(factor).all()
+    assert torch.isfinite(gptq(matrix(4, 64, 12), hessian, Grid(4, 32, False), damping=0.0).dequantize()).all()
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    hessian = moment(48, 500, 13, torch.float64)
+    factor = inverse_factor(hessian, 0.01)
+    damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(48)
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.t() @ factor @ damped, torch.eye(48, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_a_second_moment_that_none_can_have_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="no positive second moment"):
+        inverse_factor(-torch.eye(4) + 10 * torch.ones(4, 4).fill_diagonal_(0), 0.01)
