@@ -53,7 +53,9 @@ class Parameters:
     """A checkpoint's weights as float32 parameters: a `TensorSource` whose copies pass gradients on."""
 
     def __init__(self, model: FloatCheckpoint) -> None:
-        self.by_name = {name: nn.Parameter(tensor.float()) for name, tensor in model.tensors.items()}
+        self.by_name = {
+            name: nn.Parameter(tensor.to(torch.float32, copy=True)) for name, tensor in model.tensors.items()
+        }
 
     def read(self, name: str, use: Callable[[Tensor], None]) -> None:
         """Call `use` with the parameter."""
