@@ -48,7 +48,7 @@ def groups_to_keep(model: FloatCheckpoint, target: Target) -> int:
         config.num_kv_heads,
         lambda n: _fewer_groups(config, n).num_parameters,
         "KV groups",
-        _groups_step(config),
+        groups_step(config),
     )
 
 
@@ -73,10 +73,10 @@ def prune_channels(model: FloatCheckpoint, ids: Tensor, keep: int) -> FloatCheck
 def prune_groups(model: FloatCheckpoint, ids: Tensor, keep: int) -> FloatCheckpoint:
     """The model with `keep` KV heads in every layer and the query heads that read them."""
     config = _with_heads(model)
-    if not 0 < keep < config.num_kv_heads or keep % _groups_step(config):
+    if not 0 < keep < config.num_kv_heads or keep % groups_step(config):
         raise ConfigError(
             f"{keep} of {config.num_kv_heads} KV groups cannot be kept: give a multiple of "
-            f"{_groups_step(config)} below that."
+            f"{groups_step(config)} below that."
         )
     width = config.group_size * config.head_dim
 
@@ -163,5 +163,6 @@ def _fewer_groups(config: DecoderConfig, groups: int) -> DecoderConfig:
     return replace(config, num_heads=groups * config.group_size, num_kv_heads=groups)
 
 
-def _groups_step(config: DecoderConfig) -> int:
+def groups_step(config: DecoderConfig) -> int:
+    """KV groups come in multiples of this, so that their width is one of 8."""
     return MULTIPLE // math.gcd(MULTIPLE, config.head_dim)
