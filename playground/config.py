@@ -77,6 +77,14 @@ class QuantizationConfig(Validated):
     bits: Literal[2, 3, 4, 8] = Field(8, description="2, 3, 4 or 8")
     group_size: int = Field(128, ge=-1, description="a whole number above 0, or -1 for one group a row")
     symmetric: bool = Field(True, description="True or False")
+    act_order: bool = Field(False, description="True or False")
+    """For method "gptq": columns with the largest inputs first."""
+    static_groups: bool = Field(True, description="True or False")
+    """With act_order: groups are neighbouring columns all the same, which every format and kernel can hold."""
+    damping: float = Field(0.01, gt=0, le=1, description="a number above 0, at most 1")
+    """For method "gptq": share of the mean squared input that is added to every input's."""
+    double_quantization: bool = Field(True, description="True or False")
+    """For method "nf4" in files: scales become 8-bit codes too."""
 
 
 class EngineConfig(Validated):

@@ -21,17 +21,17 @@ _SEARCH_TOKENS = 4096
 
 
 @torch.inference_mode()
-def fold_scales(block: ResidualBlock, states: CalibrationStates, grid: Grid, norm_dtype: torch.dtype) -> list[str]:
+def fold_scales(block: ResidualBlock, states: CalibrationStates, grid: Grid) -> list[str]:
     """Search the best scales of a block's linears and fold them in. Returns the names of other tensors that changed.
 
-    The norm's weight is stored as `norm_dtype`: scales are chosen such that it is exact in it. The loss is that of the
-    whole block for the linears behind the norm, and of the linear itself for those behind another one.
+    Scales of the norm are chosen such that its weight is exact in the dtype that the file has it in. The loss is that
+    of the whole block for the linears behind the norm, and of the linear itself for those behind another one.
     """
     first, second = block.roles
     changed = []
     normed = block.inputs(first, states.first(_SEARCH_TOKENS))
     target = block.branch(normed)
-    norm = block.tensors[f"{block.norm}.weight"]
+    norm, norm_dtype = block.tensors[f"{block.norm}.weight"], block.dtypes[f"{block.norm}.weight"]
     weight = block.weight(first)
 
     def block_error(scale: Tensor) -> float:
@@ -96,9 +96,7 @@ def clip_groups(weight: Tensor, moment: Tensor, grid: Grid) -> Tensor:
     return best.view(weight.shape)
 
 
-def _best(
-    magnitude: Tensor, error: Callable[[Tensor], float], usable: Callable[[Tensor], Tensor]
-) -> Tensor | None:
+def _best(magnitude: Tensor, error: Callable[[Tensor], float], usable: Callable[[Tensor], Tensor]) -> Tensor | None:
     """The best scale of the form magnitude^r, or None where leaving the weights alone is best."""
     scales = [torch.ones_like(magnitude)]
     for exponent in _EXPONENTS[1:]:
@@ -117,9 +115,10 @@ def _exact(scale: Tensor, norm: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _magnitude(states: CalibrationStates, block: ResidualBlock, role: Role) -> Tensor:
     """mean |x| [K] of what the linears of a role read."""
-    return sum(
-        (block.inputs(role, x).abs().flatten(0, -2).sum(0) for x in states.batches()), torch.zeros(())
-    ) / states.num_tokens
+    return (
+        sum((block.inputs(role, x).abs().flatten(0, -2).sum(0) for x in states.batches()), torch.zeros(()))
+        / states.num_tokens
+    )
 
 
 def _feeds_linearly(block: ResidualBlock) -> bool:

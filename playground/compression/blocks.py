@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from playground.models.config import DecoderConfig
-from playground.models.families import linear_bias, linear_parts
+from playground.models.families import linear_bias, linear_parts, tensor_shapes
 from playground.models.linear import ACTIVATIONS
 from playground.models.weights import TensorSource
 
 Role = Literal["qkv", "out", "up", "down"]
-_BLOCK_ROLES: dict[str, tuple[Role, Role]] = {"attention": ("qkv", "out"), "mlp": ("up", "down")}
+BlockKind = Literal["attention", "mlp"]
+BLOCK_KINDS: tuple[BlockKind, BlockKind] = ("attention", "mlp")
+_BLOCK_ROLES: dict[BlockKind, tuple[Role, Role]] = {"attention": ("qkv", "out"), "mlp": ("up", "down")}
 
 
 class PlainDecoder:
@@ -27,11 +29,25 @@ class PlainDecoder:
     def __init__(self, config: DecoderConfig, source: TensorSource, device: torch.device | str = "cpu") -> None:
         self.config, self.source, self.device = config, source, torch.device(device)
 
+    def stored(self, name: str) -> Tensor:
+        """A copy of a tensor as the file has it."""
+        kept: list[Tensor] = []
+        self.source.read(name, lambda tensor: kept.append(tensor.clone()))
+        return kept[0]
+
     def tensor(self, name: str) -> Tensor:
         """A tensor in float32, as it is stored otherwise."""
-        kept: list[Tensor] = []
-        self.source.read(name, lambda tensor: kept.append(tensor.to(self.device, torch.float32, copy=True)))
-        return kept[0]
+        return self.stored(name).to(self.device, torch.float32)
+
+    def layer_names(self, layer: int) -> list[str]:
+        """The tensors of one layer."""
+        prefix = self.config.family.names.attn_norm.partition("{}")[0] + f"{layer}."
+        return [name for name in tensor_shapes(self.config) if name.startswith(prefix)]
+
+    def outside_names(self) -> list[str]:
+        """The tensors that belong to no layer."""
+        prefix = self.config.family.names.attn_norm.partition("{}")[0]
+        return [name for name in tensor_shapes(self.config) if not name.startswith(prefix)]
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids int64 [S, L], whole sequences -> [S, L, H]."""
@@ -44,23 +60,25 @@ class PlainDecoder:
     def blocks(self) -> Iterator["ResidualBlock"]:
         """Attention and MLP of each layer in turn, each read when it is asked for."""
         for layer in range(self.config.num_layers):
-            yield self.block(layer, "attention")
-            yield self.block(layer, "mlp")
+            yield from (self.block(layer, kind) for kind in BLOCK_KINDS)
 
-    def block(self, layer: int, kind: Literal["attention", "mlp"]) -> "ResidualBlock":
+    def block(self, layer: int, kind: BlockKind) -> "ResidualBlock":
         config, names = self.config, self.config.family.names
         norm = (names.attn_norm if kind == "attention" else names.mlp_norm).format(layer)
         wanted = [f"{norm}.weight"] + ([f"{norm}.bias"] if config.norm == "layer" else [])
         if kind == "attention" and config.qk_norm:
             wanted += [f"{name.format(layer)}.weight" for name in (names.q_norm, names.k_norm)]
-        tensors = {name: self.tensor(name) for name in wanted}
+        matrices = []
         for role in _BLOCK_ROLES[kind]:
             for name, _ in linear_parts(config, role):
-                weight = self.tensor(f"{name.format(layer)}.weight")
-                tensors[f"{name.format(layer)}.weight"] = weight.t().contiguous() if config.family.transposed else weight
-                if linear_bias(config, role):
-                    tensors[f"{name.format(layer)}.bias"] = self.tensor(f"{name.format(layer)}.bias")
-        return ResidualBlock(config, layer, kind, norm, tensors)
+                matrices.append(f"{name.format(layer)}.weight")
+                wanted += [f"{name.format(layer)}.bias"] if linear_bias(config, role) else []
+        stored = {name: self.stored(name) for name in [*wanted, *matrices]}
+        tensors = {name: tensor.to(self.device, torch.float32) for name, tensor in stored.items()}
+        if config.family.transposed:
+            tensors |= {name: tensors[name].t().contiguous() for name in matrices}
+        dtypes = {name: tensor.dtype for name, tensor in stored.items()}
+        return ResidualBlock(config, layer, kind, norm, tensors, dtypes)
 
     def logits(self, x: Tensor) -> Tensor:
         """[..., H] behind the last block -> [..., vocab]."""
@@ -81,18 +99,28 @@ class ResidualBlock:
 
     config: DecoderConfig
     layer: int
-    kind: Literal["attention", "mlp"]
+    kind: BlockKind
     norm: str
     tensors: dict[str, Tensor]
+    dtypes: dict[str, torch.dtype]
+    """What the file has the tensors in."""
 
     @property
     def roles(self) -> tuple[Role, Role]:
         """The linears that read the norm, and those that write to the residual."""
         return _BLOCK_ROLES[self.kind]
 
+    @property
+    def device(self) -> torch.device:
+        return self.tensors[f"{self.norm}.weight"].device
+
+    def parts(self, role: Role) -> list[tuple[str, int]]:
+        """The matrices of a role: the checkpoint's name without `.weight`, and how many outputs."""
+        return [(name.format(self.layer), outputs) for name, outputs in linear_parts(self.config, role)]
+
     def names(self, role: Role) -> list[str]:
         """The checkpoint's names of the matrices in a role, without `.weight`."""
-        return [name.format(self.layer) for name, _ in linear_parts(self.config, role)]
+        return [name for name, _ in self.parts(role)]
 
     def weight(self, role: Role) -> Tensor:
         """The matrices of a role, which all read the same, one below the other: [outputs of all, inputs]."""
@@ -100,9 +128,9 @@ class ResidualBlock:
 
     def set_weight(self, role: Role, weight: Tensor) -> None:
         """Replace the matrices of a role by what `weight` gives for them."""
-        sizes = [outputs for _, outputs in linear_parts(self.config, role)]
-        for name, part in zip(self.names(role), weight.split(sizes), strict=True):
-            self.tensors[f"{name}.weight"] = part
+        parts = self.parts(role)
+        for (name, _), own in zip(parts, weight.split([outputs for _, outputs in parts]), strict=True):
+            self.tensors[f"{name}.weight"] = own
 
     def inputs(self, role: Role, x: Tensor) -> Tensor:
         """What the linears of a role read, where the block reads x [S, L, H]."""

@@ -1,16 +1,18 @@
 """Calibration data: token sequences from text files, or from text that the model itself makes up."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Sequence
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from playground.engine.engine import Engine
 from playground.config import EngineConfig
+from playground.engine.engine import Engine
 from playground.errors import ConfigError
 from playground.models.config import DecoderConfig
 from playground.models.tokenizer import load_tokenizer
@@ -36,12 +38,14 @@ class Calibration:
             )
 
 
-def calibration_tokens(folder: Path, config: DecoderConfig, calibration: Calibration) -> Tensor:
+def calibration_tokens(
+    folder: Path, config: DecoderConfig, calibration: Calibration, device: torch.device | str = "cpu"
+) -> Tensor:
     """int64 [sequences, length]. Raises `ConfigError` for text that is too short, missing or not UTF-8."""
     length = min(calibration.length, config.max_position_embeddings)
     if not calibration.files:
         logger.info("no calibration text given: the model writes %d x %d tokens", calibration.sequences, length)
-        return _own_text(folder, config, calibration.sequences, length)
+        return _own_text(folder, config, calibration.sequences, length, device)
     text = "".join(_read(file) for file in calibration.files)
     ids = load_tokenizer(folder)(text, add_special_tokens=False, verbose=False)["input_ids"]
     needed = calibration.sequences * length
@@ -56,9 +60,29 @@ def calibration_tokens(folder: Path, config: DecoderConfig, calibration: Calibra
     return torch.tensor(ids)[starts[:, None] + torch.arange(length)]
 
 
-def fingerprint(ids: Tensor) -> str:
-    """Tells calibration data apart."""
-    return hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()[:16]
+def kept_tokens(
+    file: Path, folder: Path, config: DecoderConfig, calibration: Calibration, device: torch.device | str
+) -> Tensor:
+    """`calibration_tokens`, from `file` if it is there, else put there: a resumed run must see the same text."""
+    if file.is_file():
+        return torch.tensor(json.loads(file.read_text()))
+    ids = calibration_tokens(folder, config, calibration, device)
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    try:
+        unfinished.write_text(json.dumps(ids.tolist()))
+        os.replace(unfinished, file)
+    except OSError as error:
+        raise ConfigError(
+            f"{file} cannot be written ({error.strerror}): make room, or check its permissions."
+        ) from None
+    return ids
+
+
+def describe(calibration: Calibration) -> dict[str, Any]:
+    """What tells calibration data apart: the text's hash, or that the model writes it."""
+    digest = hashlib.sha256("".join(map(_read, calibration.files)).encode()).hexdigest()
+    text = digest if calibration.files else "the model's own"
+    return {"text": text, "sequences": calibration.sequences, "length": calibration.length}
 
 
 def _read(file: Path) -> str:
@@ -70,16 +94,14 @@ def _read(file: Path) -> str:
         raise ConfigError(f"calibration text {file} cannot be read ({error.strerror}): check its path.") from None
 
 
-def _own_text(folder: Path, config: DecoderConfig, sequences: int, length: int) -> Tensor:
+def _own_text(folder: Path, config: DecoderConfig, sequences: int, length: int, device: torch.device | str) -> Tensor:
     """Sampled at temperature 1 behind the token that begins or ends documents, as in training; seeds 0, 1, 2, ...
 
     Text of the model's own calibrates it about as well as its training data do (arXiv 2410.17170), and is always there.
     """
     start = _document_start(folder, config)
     params = [SamplingParams(max_tokens=length - 1, temperature=1.0, seed=n, ignore_eos=True) for n in range(sequences)]
-    engine_config = EngineConfig(
-        model=str(folder), dtype="float32", device="cpu", max_model_len=length, prefix_caching=False
-    )
+    engine_config = EngineConfig(model=str(folder), device=str(device), max_model_len=length, prefix_caching=False)
     with Engine(engine_config) as engine:
         outs = engine.generate([[start]] * sequences, params)
     failed = next((out.error for out in outs if out.error), None)

@@ -32,9 +32,12 @@ def gptq(
     n, k = weight.shape
     size = k if grid.group_size == -1 else grid.group_size
     diagonal = hessian.diagonal()
-    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(k, device=weight.device)
+    order = (
+        torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(k, device=weight.device)
+    )
     group_of = torch.arange(k, device=weight.device) // size
-    if static_groups:
+    fixed = act_order and static_groups
+    if fixed:
         group_of = order // size
         scales, zeros = grid.fit_groups(weight)
     else:
@@ -50,7 +53,7 @@ def gptq(
         errors = rows.new_empty(stop - start, n)
         for i in range(start, stop):
             group = groups[i]
-            if not static_groups and i % size == 0:
+            if not fixed and i % size == 0:
                 scales[:, group], zeros[:, group] = grid.fit(rows[i : i + size].t())
             scale, zero = scales[:, group], zeros[:, group]
             code = grid.encode(rows[i], scale, zero)
@@ -62,7 +65,7 @@ def gptq(
     in_place = torch.empty_like(codes)
     in_place[order] = codes
     group_index = None
-    if act_order and not static_groups and size < k:
+    if act_order and not fixed and size < k:
         group_index = torch.empty(k, dtype=torch.int32, device=weight.device)
         group_index[order] = group_of.int()
     return grid.weight(in_place.t().contiguous(), scales, zeros, group_index)

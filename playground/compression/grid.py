@@ -1,8 +1,12 @@
 """Grid: temporary until rtn."""
+
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
 from playground.quantization.weight import QuantizedWeight
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -37,10 +41,27 @@ class Grid:
         return (weight / scale).round().add(zero).clamp(0, 2**self.bits - 1)
 
     def weight(self, codes, scales, zeros, group_index=None) -> QuantizedWeight:
-        return QuantizedWeight(codes, scales.to(self.scale_dtype), self.bits, self.group_size,
-            zeros=None if self.symmetric else zeros.to(torch.uint8), group_index=group_index)
+        return QuantizedWeight(
+            codes,
+            scales.to(self.scale_dtype),
+            self.bits,
+            self.group_size,
+            zeros=None if self.symmetric else zeros.to(torch.uint8),
+            group_index=group_index,
+        )
 
     def quantize(self, weight: Tensor) -> QuantizedWeight:
         scales, zeros = self.fit_groups(weight)
         codes = self.encode(self.groups(weight), scales[..., None], zeros[..., None]).to(torch.uint8).view(weight.shape)
         return self.weight(codes, scales, zeros)
+
+
+def nf4(weight: Tensor, group_size: int) -> QuantizedWeight:
+    from kernels.quant_pack import NF4_LEVELS
+
+    levels = torch.tensor(NF4_LEVELS, device=weight.device)
+    groups = weight.view(weight.shape[0], -1, group_size)
+    absmax = groups.abs().amax(-1, keepdim=True)
+    scaled = groups * (1 / absmax.clamp_min(torch.finfo(torch.float32).tiny))
+    codes = torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2).to(torch.uint8).view(weight.shape)
+    return QuantizedWeight(codes, absmax[..., 0], 4, group_size, kind="nf4")

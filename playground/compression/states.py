@@ -33,4 +33,3 @@ class CalibrationStates:
         """What the block makes of them, in their place."""
         for part in self._states.split(self._sequences):
             part.copy_(block(part.to(self._device)))
-

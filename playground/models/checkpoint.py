@@ -19,12 +19,21 @@ from playground.errors import ModelLoadError
 from playground.models.config import read_json
 
 INDEX_NAME = "model.safetensors.index.json"
-SAFETENSORS_DTYPES = {
+WEIGHT_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
 }
+"""What a weight may be stored as."""
+SAFETENSORS_DTYPES = WEIGHT_DTYPES | {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+"""What can be read at all: parts of quantized weights too."""
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -181,10 +190,10 @@ def match_tensors(
                 f"{checkpoint.folder}: {stored} has shape {list(entry.shape)} where config.json asks for "
                 f"{list(shapes[name])}: the config.json belongs to another model."
             )
-        if entry.dtype not in SAFETENSORS_DTYPES:
+        if entry.dtype not in WEIGHT_DTYPES:
             raise ModelLoadError(
                 f"{checkpoint.folder}: {stored} is stored as {entry.dtype}, which is not supported: "
-                f"use one of {', '.join(SAFETENSORS_DTYPES)}."
+                f"use one of {', '.join(WEIGHT_DTYPES)}."
             )
     return NamedTensors(checkpoint, in_file)
 

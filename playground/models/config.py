@@ -14,6 +14,7 @@ import torch
 
 from playground.errors import ModelLoadError
 from playground.models.families import FAMILIES, Family, tensor_shapes
+from playground.quantization.formats import QuantizedFormat, read_format
 
 ROPE_TYPES = ("default", "linear", "llama3")
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
@@ -81,6 +82,8 @@ class DecoderConfig:
     """Name of the dtype the checkpoint says it is stored in."""
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
+    quantization: QuantizedFormat | None = None
+    """How the checkpoint's quantized matrices are stored, where it has any."""
 
     @classmethod
     def from_folder(cls, path: str | Path) -> "DecoderConfig":
@@ -225,14 +228,18 @@ class _Reader:
             torch_dtype=self._dtype(),
             bos_token_id=next(iter(_token_ids(self.get("bos_token_id"))), None),
             eos_token_ids=tuple(_token_ids(self.get("eos_token_id"))),
+            quantization=self._quantization(),
         )
 
     def _refuse_what_is_not_there(self) -> None:
-        if self.raw.get("quantization_config"):
-            raise self.fail("a quantized checkpoint is not available yet in this version: use the original weights.")
         for key, only in self.family.only_values.items():
             if key in self.raw and self.raw[key] != only:
                 raise self.fail(f"{key}={self.raw[key]!r} is not supported: only {only!r} is.")
+
+    def _quantization(self) -> QuantizedFormat | None:
+        """llm-compressor once wrote `compression_config`."""
+        raw = self.raw.get("quantization_config") or self.raw.get("compression_config")
+        return read_format(raw, self.source) if raw else None
 
     def _dtype(self) -> str:
         name = str(self.raw.get("dtype") or self.raw.get("torch_dtype") or "float32").removeprefix("torch.")

@@ -111,6 +111,8 @@ def _head_config(folder: Path, target: DecoderConfig) -> DecoderConfig:
     config = DecoderConfig.from_dict({**raw, "architectures": [plain] if plain else None}, str(folder))
     if config.norm != "rms" or config.positions != "rope":
         raise ModelLoadError(f"{folder} is {name}: an EAGLE head has the layer of a Llama, Mistral or Qwen.")
+    if config.quantization is not None:
+        raise ModelLoadError(f"{folder} is quantized, which an EAGLE head cannot be: use its original weights.")
     if config.num_layers != 1:
         raise ModelLoadError(
             f"{folder} has {config.num_layers} layers and an EAGLE head has 1: is it a draft model, or the target?"

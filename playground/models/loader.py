@@ -16,6 +16,7 @@ from playground.models.decoder import Decoder
 from playground.models.families import tensor_shapes
 from playground.models.hub import resolve_model_path
 from playground.models.layers import AttentionName
+from playground.models.quantized_checkpoint import match_quantized
 from playground.models.weights import DummyTensors, TensorSource, build_weights, weights_nbytes
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,8 @@ def check_names(config: DecoderConfig, checkpoint: Checkpoint) -> TensorSource:
     bare = f"{family.names.embed}.weight" not in found and f"{family.names.embed.removeprefix(prefix)}.weight" in found
     in_file = {name: name.removeprefix(prefix) if bare else name for name in expected}
     extra = [f"{family.names.head}.weight"] if config.tie_embeddings else []  # a copy of the embedding in some files
+    if config.quantization is not None:
+        return match_quantized(checkpoint, config, config.quantization, expected, in_file, also=extra)
     return match_tensors(
         checkpoint, expected, in_file, also=extra, ignored_suffixes=family.ignored_suffixes, owner=family.architecture
     )

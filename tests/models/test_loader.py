@@ -163,7 +163,7 @@ def test_an_unsupported_architecture_is_refused_with_the_supported_ones(broken: 
         ({"dtype": "int3"}, "dtype"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 5}}, "high_freq_factor"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        ({"quantization_config": {"quant_method": "quip"}}, "quant_method='quip'"),
     ],
 )
 def test_a_config_value_that_cannot_be_is_refused(broken: Path, changes: dict[str, Any], named: str) -> None:

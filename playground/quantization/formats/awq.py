@@ -52,7 +52,7 @@ class AWQFormat:
 
     def holds(self, name: str, stored: Stored) -> bool:
         """See `QuantizedFormat.holds`."""
-        return stored.described(f"{name}.qweight") is not None
+        return any(stored.described(f"{name}.{part}") is not None for part in ("qweight", "qzeros", "scales"))
 
     def check(self, name: str, shape: tuple[int, int], stored: Stored) -> list[str]:
         """See `QuantizedFormat.check`."""

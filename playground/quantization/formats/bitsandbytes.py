@@ -70,13 +70,14 @@ class BitsAndBytesFormat:
 
     def holds(self, name: str, stored: Stored) -> bool:
         """See `QuantizedFormat.holds`."""
-        marker = f"{name}.weight.absmax" if self.bits == 4 else f"{name}.SCB"
-        return stored.described(marker) is not None
+        parts = ("weight.absmax", _STATE) if self.bits == 4 else ("SCB",)
+        return any(stored.described(f"{name}.{part}") is not None for part in parts)
 
     def check(self, name: str, shape: tuple[int, int], stored: Stored) -> list[str]:
         """See `QuantizedFormat.check`."""
         if self.bits == 8:
-            names = [expect(stored, f"{name}.weight", shape, ("I8",)), _check_scb(stored, name, shape[0])]
+            scb = expect(stored, f"{name}.SCB", shape[:1], ("F32", "F16", "BF16"))
+            names = [expect(stored, f"{name}.weight", shape, ("I8",)), scb]
             if stored.described(f"{name}.weight_format") is not None:
                 expect(stored, f"{name}.weight_format", (), ("U8",))
                 if int(stored.small(f"{name}.weight_format")) != 0:
@@ -195,7 +196,3 @@ class _State:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise ModelLoadError(f"{name} does not say how the matrix is stored: download the file again.") from None
         return read
-
-
-def _check_scb(stored: Stored, name: str, rows: int) -> str:
-    return expect(stored, f"{name}.SCB", (rows,), ("F32", "F16", "BF16"))

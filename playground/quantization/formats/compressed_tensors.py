@@ -64,7 +64,7 @@ class CompressedTensorsFormat:
     @classmethod
     def from_config(cls, entry: Entry) -> "CompressedTensorsFormat":
         """From a `quantization_config`; `ModelLoadError` for what is not supported."""
-        entry.one_of("quantization_status", ("compressed", "frozen"), "compressed")
+        entry.one_of("quantization_status", ("compressed",), "compressed")
         for key in ("kv_cache_scheme", "transform_config"):
             if entry.get(key):
                 entry.fail(f"{key} is not supported: use a checkpoint whose weights alone are quantized.")
@@ -196,9 +196,8 @@ class CompressedTensorsFormat:
 
 def _scheme(group: Entry, format_of_all: str | None) -> Scheme:
     """One of `config_groups`."""
-    for key in ("output_activations",):
-        if group.get(key):
-            group.fail(f"{key} are not supported: use a checkpoint without.")
+    if group.get("output_activations"):
+        group.fail("output_activations are not supported: use a checkpoint without.")
     weights = group.part("weights")
     if weights is None:
         group.fail("a group without weights is not supported: use a checkpoint whose weights are quantized.")

@@ -78,7 +78,7 @@ class GPTQFormat:
 
     def holds(self, name: str, stored: Stored) -> bool:
         """See `QuantizedFormat.holds`."""
-        return stored.described(f"{name}.qweight") is not None
+        return any(stored.described(f"{name}.{part}") is not None for part in ("qweight", "qzeros", "scales"))
 
     def check(self, name: str, shape: tuple[int, int], stored: Stored) -> list[str]:
         """See `QuantizedFormat.check`."""
@@ -99,15 +99,16 @@ class GPTQFormat:
         own, (n, k) = self._own(name), shape
         codes = unpack_words(tensors[f"{name}.qweight"].t(), own.bits, k)
         scales = tensors[f"{name}.scales"].t().clone(memory_format=torch.contiguous_format)
-        stored = unpack_words(tensors[f"{name}.qzeros"], own.bits, n).t()
+        zeros = unpack_words(tensors[f"{name}.qzeros"], own.bits, n)
         middle = 2 ** (own.bits - 1)
         # Some writers have said version 1 and stored the zeros of version 2; of symmetric ones it shows.
-        mislabelled = self.symmetric and bool((stored == middle).all())
-        zeros = stored if self.version == 2 or mislabelled else (stored + 1) & (2**own.bits - 1)
+        mislabelled = self.symmetric and bool((zeros == middle).all())
+        if self.version == 1 and not mislabelled:
+            zeros = _one_more(tensors[f"{name}.qzeros"], own.bits, n)
         symmetric = bool((zeros == middle).all())
         return QuantizedWeight(
             codes, scales, own.bits, own.group_size,
-            zeros=None if symmetric else zeros.contiguous(),
+            zeros=None if symmetric else zeros.t().contiguous(),
             group_index=_group_index(name, tensors.get(f"{name}.g_idx"), own.group_size, k),
         )  # fmt: skip
 
@@ -123,7 +124,8 @@ class GPTQFormat:
         require(ordered, self.method, name, "its columns are in groups of their own order: say activation_order.")
         zeros = whole_zeros(weight, self.method, name)
         if self.version == 1:
-            zeros = (zeros - 1) & (2**self.bits - 1)
+            require(bool((zeros > 0).all()), self.method, name, "it has zeros of 0, which version 1 cannot store.")
+            zeros = zeros - 1
         groups = group_numbers(k, self.group_size) if weight.group_index is None else weight.group_index
         return {
             f"{name}.qweight": pack_words(weight.codes, self.bits).t().contiguous(),
@@ -161,6 +163,18 @@ def whole_zeros(weight: QuantizedWeight, method: str, name: str) -> Tensor:
 def half(scales: Tensor) -> Tensor:
     """Scales in the 16 bits that the layouts of GPTQ and AWQ have for them."""
     return scales if scales.dtype == torch.bfloat16 else scales.half()
+
+
+def _one_more(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The zeros, [G, count], of version 1.
+
+    Its writers take 1 from every zero of a word at once, and a zero of 0 borrows from its neighbour: adding to the
+    whole word gives both back. With 3 bits, where zeros lie across words, they count each on its own.
+    """
+    if 32 % bits:
+        return (unpack_words(packed, bits, count) + 1) & (2**bits - 1)
+    ones = sum(1 << shift for shift in range(0, 32, bits))
+    return unpack_words((packed.long() + ones).to(torch.int32), bits, count)
 
 
 def _whole_words(stored: Stored, name: str, shape: tuple[int, int], bits: int) -> None:
