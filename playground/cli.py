@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from playground.bench.command import bench_app
+from playground.compression.command import compress as compress_command
 from playground.errors import ConfigError, PlaygroundError
 from playground.terminal import printable, run
 from playground.ui.launch import command as serve_command
@@ -203,6 +204,10 @@ def report(engine: "Engine", generation: "Generation", as_json: bool) -> None:
     print(f"[{', '.join(parts)}]", file=sys.stderr)
 
 
+app.command(
+    "compress",
+    epilog="Example: playground compress --method gptq --bits 4 --calibration text.txt --output my-model-int4",
+)(compress_command)
 app.command("serve", epilog="Example: playground serve --port 7861 --model ./my-model")(serve_command)
 
 

@@ -50,7 +50,7 @@ RESERVED = {
     "sqlmodel": ("playground.sessions",),
     "sqlalchemy": ("playground.sessions",),
     "alembic": ("playground.sessions",),
-    "typer": ("playground.cli", "playground.bench", "playground.ui"),
+    "typer": ("playground.cli", "playground.bench", "playground.compression", "playground.ui"),
 }
 
 

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = (
     ["generate"],
     ["train"],
+    ["compress"],
     ["info"],
     ["serve"],
     ["bench", "engine"],

@@ -89,11 +89,11 @@ def clip_groups(weight: Tensor, moment: Tensor, grid: Grid) -> Tensor:
     best, best_error = groups.clone(), torch.full((n, count, 1), torch.inf, device=weight.device)
     for share in _CLIPS:
         clipped = groups.clamp(-largest * share, largest * share)
-        rounded = grid.quantize(clipped.view(weight.shape)).dequantize()
+        rounded = grid.quantize(clipped.reshape(weight.shape)).dequantize()
         off = (rounded.view(groups.shape) - groups).transpose(0, 1)
         error = ((off @ blocks) * off).sum(-1, keepdim=True).transpose(0, 1)
         best, best_error = torch.where(error < best_error, clipped, best), torch.minimum(error, best_error)
-    return best.view(weight.shape)
+    return best.reshape(weight.shape)
 
 
 def _best(magnitude: Tensor, error: Callable[[Tensor], float], usable: Callable[[Tensor], Tensor]) -> Tensor | None:

@@ -39,7 +39,7 @@ def gptq(
     fixed = act_order and static_groups
     if fixed:
         group_of = order // size
-        scales, zeros = grid.fit_groups(weight)
+        scales, zeros = grid.fit(grid.groups(weight))
     else:
         scales, zeros = (weight.new_empty(n, -(-k // size)) for _ in range(2))
     factor = inverse_factor(hessian[order][:, order], damping).to(weight.dtype)

@@ -18,7 +18,7 @@ from playground.compression.calibration import Calibration, describe, kept_token
 from playground.compression.methods import BlockQuantizer, check_groups, choose_format
 from playground.compression.states import CalibrationStates
 from playground.config import QuantizationConfig
-from playground.errors import ConfigError
+from playground.errors import ConfigError, ModelLoadError
 from playground.models.checkpoint import Checkpoint
 from playground.models.config import DecoderConfig, read_json
 from playground.models.families import ROLES, linear_parts
@@ -61,8 +61,8 @@ def compress(
     """Write a quantized copy of a model to `output`, a folder that must not exist yet.
 
     `file_format` None is the method's usual one (see `choose_format`). An interrupted run leaves what is done in
-    `<output>.partial`; with `resume` the same call goes on there and ends with the same bytes. Raises `ConfigError` or
-    `ModelLoadError`, one sentence; the source is never touched.
+    `<output>.partial`; with `resume` the same call goes on there and ends with the same numbers, bit for bit. Raises
+    `ConfigError` or `ModelLoadError`, one sentence; the source is never touched.
     """
     if quantization.method not in METHODS:
         raise ConfigError(f"method {quantization.method!r} has no file to be written to: use {', '.join(METHODS)}.")
@@ -129,6 +129,7 @@ class _Run:
         stored: dict[str, Tensor] = {}
         for kind in BLOCK_KINDS:
             block = decoder.block(layer, kind)
+            _check_finite(block)
             self._quantize(block, states, _BlockStore(block, self._format, stored))
             if states is not None:
                 states.advance(block)
@@ -168,7 +169,8 @@ class _BlockStore:
 
     def restore(self) -> None:
         """Let the block compute with what is stored already."""
-        for name in self._block.tensors.keys() & self._stored.keys():
+        matrices = {f"{name}.weight" for role in self._block.roles for name in self._block.names(role)}
+        for name in self._block.tensors.keys() - matrices:
             self._load_tensor(name)
         for role in self._block.roles:
             self._load(role)
@@ -182,6 +184,12 @@ class _BlockStore:
 
     def _load_tensor(self, name: str) -> None:
         self._block.tensors[name] = self._stored[name].to(self._block.device, torch.float32)
+
+
+def _check_finite(block: ResidualBlock) -> None:
+    broken = next((name for name, tensor in block.tensors.items() if not bool(tensor.isfinite().all())), None)
+    if broken is not None:
+        raise ModelLoadError(f"{broken} holds infinite or undefined numbers: restore the model's files.")
 
 
 def _part(layer: int) -> str:

@@ -1,0 +1,171 @@
+"""`playground compress`: options in, one call of the library, what came of it out. Imports nothing heavy by itself.
+
+`METHODS` says which function stands behind each value of `--method`; a method is added there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from playground.config import QuantizationConfig
+from playground.errors import ConfigError
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, as it was given; None is what was not."""
+
+    model: str | None
+    method: str
+    output: Path
+    bits: int | None = None
+    group_size: int | None = None
+    symmetric: bool | None = None
+    act_order: bool | None = None
+    static_groups: bool | None = None
+    damping: float | None = None
+    double_quantization: bool | None = None
+    calibration: tuple[Path, ...] = ()
+    calibration_sequences: int | None = None
+    calibration_length: int | None = None
+    file_format: str | None = None
+    device: str = "auto"
+    resume: bool = False
+
+
+def quantize_weights(options: Options) -> None:
+    """Quantize the weights of a model and write them in one of the usual file formats."""
+    quantization = quantization_config(options)
+    calibration = {"sequences": options.calibration_sequences, "length": options.calibration_length}
+
+    import logging
+    import sys
+
+    from tqdm import tqdm
+
+    from playground.compression import Calibration, compress
+    from playground.engine.resolve import resolve_device
+    from playground.models.bundled import BUNDLED_MODEL
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    with tqdm(unit="layer", file=sys.stderr, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        done = compress(
+            options.model or BUNDLED_MODEL,
+            quantization,
+            options.output,
+            calibration=Calibration(options.calibration, **_given(calibration)),
+            file_format=options.file_format,
+            resume=options.resume,
+            device=resolve_device(options.device),
+            progress=show,
+        )
+    smaller = done.bytes_before / max(done.bytes_after, 1)
+    sizes = f"{done.bytes_before / 1e6:.1f} MB are now {done.bytes_after / 1e6:.1f} MB ({smaller:.2f} times smaller)"
+    typer.echo(f"{done.output}: {sizes}")
+
+
+METHODS: dict[str, Callable[[Options], None]] = dict.fromkeys(("rtn", "gptq", "awq", "nf4"), quantize_weights)
+SHORT_NAMES = {
+    "int8": ("rtn", 8),
+    "int4": ("rtn", 4),
+    "int2": ("rtn", 2),
+    "gptq-int4": ("gptq", 4),
+    "awq-int4": ("awq", 4),
+}
+
+
+def quantization_config(options: Options) -> QuantizationConfig:
+    """What the options say. `ConfigError` for options that are of no use to the method."""
+    method, bits = SHORT_NAMES.get(options.method, (options.method, options.bits))
+    if method != options.method and options.bits not in (None, bits):
+        raise ConfigError(f"--method {options.method} has {bits} bits: leave out --bits {options.bits}.")
+    asked = {
+        "bits": bits,
+        "group_size": options.group_size,
+        "symmetric": options.symmetric,
+        "act_order": options.act_order,
+        "static_groups": options.static_groups,
+        "damping": options.damping,
+        "double_quantization": options.double_quantization,
+    }
+    only = {"act_order": "gptq", "static_groups": "gptq", "damping": "gptq", "double_quantization": "nf4"}
+    for name, needed in only.items():
+        if asked[name] is not None and method != needed:
+            raise ConfigError(f"--{name.replace('_', '-')} is of no use to --method {options.method}: leave it out.")
+    if method == "nf4" and (bits not in (None, 4) or options.symmetric is not None):
+        raise ConfigError("--method nf4 has 4 bits and levels of its own: leave out --bits and --symmetric.")
+    defaults: dict[str, Any] = {"bits": 8 if method == "rtn" else 4, "symmetric": method != "awq"}
+    if method == "nf4":
+        defaults["group_size"] = 64
+    values: dict[str, Any] = {"method": method, **defaults, **_given(asked)}
+    return QuantizationConfig(**values)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def compress(
+    output: Annotated[Path, typer.Option(help="Folder for the smaller model; must not exist yet.")],
+    method: Annotated[str, typer.Option(help="rtn, gptq, awq or nf4; or int8, int4, int2, gptq-int4, awq-int4.")],
+    model: Annotated[str | None, typer.Argument(help="Folder or hub id. Default: the bundled model.")] = None,
+    bits: Annotated[int | None, typer.Option(help="2, 3, 4 or 8. Default: 8 for rtn, else 4.")] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Columns that share a scale; -1 for whole rows. Default: 128; 64 for nf4.")
+    ] = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option("--symmetric/--asymmetric", help="Without or with zeros. Default: with for awq, else without."),
+    ] = None,
+    act_order: Annotated[
+        bool | None, typer.Option("--act-order/--no-act-order", help="gptq: columns with the largest inputs first.")
+    ] = None,
+    static_groups: Annotated[
+        bool | None,
+        typer.Option(
+            "--static-groups/--dynamic-groups",
+            help="With --act-order: groups of neighbouring columns (default), or in that order (file has a g_idx).",
+        ),
+    ] = None,
+    damping: Annotated[float | None, typer.Option(help="gptq: share of the mean squared input added to each.")] = None,
+    double_quantization: Annotated[
+        bool | None, typer.Option("--double-quantization/--single-quantization", help="nf4: scales as codes, too.")
+    ] = None,
+    calibration: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="gptq, awq: plain text; may be repeated. Default: the model's own writing."),
+    ] = None,
+    calibration_sequences: Annotated[int | None, typer.Option(help="How many sequences. Default: 128.")] = None,
+    calibration_length: Annotated[int | None, typer.Option(help="Tokens of each. Default: 512.")] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option("--format", help="gptq, gptq_v2, awq, compressed-tensors or bitsandbytes. Default: the usual."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
+    ] = False,
+) -> None:
+    """Make a model smaller: a new folder is written layer by layer, the model itself stays as it is."""
+    options = Options(
+        model, method, output, bits, group_size, symmetric, act_order, static_groups, damping, double_quantization,
+        tuple(calibration or ()), calibration_sequences, calibration_length, file_format, device, resume,
+    )  # fmt: skip
+    function = METHODS.get(method) or METHODS.get(SHORT_NAMES.get(method, ("", 0))[0])
+    if function is None:
+        raise ConfigError(f"--method {method!r} is not known: use one of {', '.join([*METHODS, *SHORT_NAMES])}.")
+    try:
+        function(options)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: the layers that are done are kept; the same command with --resume goes on.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
