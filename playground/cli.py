@@ -61,6 +61,9 @@ def generate(
     ignore_eos: Annotated[bool | None, typer.Option("--ignore-eos", help="Go on to --max-tokens.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 or float64.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Quantize the weights at load: int8, int4, int2, nf4, fp8, w8a8.")
+    ] = None,
     draft_model: Annotated[str | None, typer.Option(help="Folder or hub id of a draft model.")] = None,
     speculation: Annotated[
         str | None, typer.Option(metavar="METHOD", help="How to draft: draft, ngram, layer_skip, suffix or eagle.")
@@ -103,7 +106,14 @@ def generate(
         switches = [f"speculation.method={speculation}", *(switches or [])]
     if draft_tokens is not None:
         switches = [f"speculation.num_tokens={draft_tokens}", *(switches or [])]
-    options = given(model=model, draft_model=draft_model, device=device, dtype=dtype, prefix_cache_dir=prefix_cache_dir)
+    options = given(
+        model=model,
+        draft_model=draft_model,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        prefix_cache_dir=prefix_cache_dir,
+    )
     config = {**parse_switches(switches or []), **options}
 
     from playground import Engine, EngineConfig, SamplingParams

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from playground.errors import ConfigError
 from playground.validation import Validated, shorten
 
 SpeculationMethod = Literal["draft", "ngram", "layer_skip", "suffix", "eagle"]
-QUANTIZATION_SHORT_NAMES = ("int8", "int4", "int2", "nf4", "fp8", "w8a8", "gptq-int4", "awq-int4")
 NOT_YET = "is not available yet in this version"
 MAX_DRAFTS = 64
 MAX_TREE_DRAFTS = 63
@@ -68,23 +68,93 @@ class SpeculationConfig(Validated):
 class QuantizationConfig(Validated):
     """How weights are quantized when they are loaded, or by `playground compress`.
 
-    Raises `ConfigError`, one sentence, at construction. `named` knows the short names.
+    What is left out is the method's own: nf4 has 4 bits in blocks of 64, fp8 and w8a8 have 8 bits and one scale a row,
+    and the others 8 bits a row, or fewer bits in groups of 128. Raises `ConfigError`, one sentence, at construction.
     """
 
     method: Literal["rtn", "gptq", "awq", "nf4", "fp8", "w8a8"] = Field(
         "rtn", description="rtn, gptq, awq, nf4, fp8 or w8a8"
     )
+    """Round to nearest; with calibration, GPTQ (arXiv 2210.17323) or AWQ (arXiv 2306.00978); NormalFloat4 (arXiv
+    2305.14314); float8 e4m3; int8 with activations rounded to int8 too, each token with its own scale."""
     bits: Literal[2, 3, 4, 8] = Field(8, description="2, 3, 4 or 8")
-    group_size: int = Field(128, ge=-1, description="a whole number above 0, or -1 for one group a row")
+    group_size: int = Field(-1, ge=-1, le=2**20, description="a whole number above 0, or -1 for one group a row")
+    """Inputs that share a scale; must divide the inputs of every matrix."""
     symmetric: bool = Field(True, description="True or False")
+    """Without zeros: a group's range is as wide below 0 as above."""
+    double_quant: bool = Field(False, description="True or False")
+    """nf4: round the scales to 8 bits too, which saves 0.4 bit a weight in files; in memory they are whole."""
     act_order: bool = Field(False, description="True or False")
-    """For method "gptq": columns with the largest inputs first."""
+    """gptq: columns with the largest inputs first."""
     static_groups: bool = Field(True, description="True or False")
-    """With act_order: groups are neighbouring columns all the same, which every format and kernel can hold."""
+    """gptq with act_order: groups are neighbouring columns all the same, which every format and kernel can hold."""
     damping: float = Field(0.01, gt=0, le=1, description="a number above 0, at most 1")
-    """For method "gptq": share of the mean squared input that is added to every input's."""
-    double_quantization: bool = Field(True, description="True or False")
-    """For method "nf4" in files: scales become 8-bit codes too."""
+    """gptq: share of the mean squared input that is added to every input's."""
+    head: Literal["keep", "int8"] = Field("int8", description="keep or int8")
+    """The output head (and the embedding, where they are one matrix) at load: as it is, or int8 with one scale a row.
+    It is a fifth of the weights that a small model reads for every token."""
+
+    @classmethod
+    def named(cls, name: str) -> "QuantizationConfig":
+        """The configuration of a short name. Raises `ConfigError` for others."""
+        if name not in _SHORT_NAMES:
+            raise ConfigError(
+                f"quantization={shorten(name)} is not allowed: give {', '.join(_SHORT_NAMES)}, or a QuantizationConfig."
+            )
+        return cls(**_SHORT_NAMES[name])
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        method, bits = values.get("method", "rtn"), values.get("bits", 8)
+        own: dict[str, Any] = {"group_size": -1 if bits == 8 else 128}
+        return {**_METHODS.get(method if isinstance(method, str) else "", own), **values}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "QuantizationConfig":
+        if self.group_size == 0:
+            raise ValueError("group_size=0 is not allowed: give a whole number above 0, or -1 for one group a row.")
+        if self.method == "nf4" and self.group_size not in _NF4_BLOCKS:
+            raise ValueError(
+                f"group_size={self.group_size} is not a block size of nf4: give one of "
+                f"{', '.join(map(str, _NF4_BLOCKS))}."
+            )
+        fixed = {**_METHODS.get(self.method, {}), "symmetric": True}
+        if self.method in _METHODS:
+            for field in ("bits", "symmetric", *(() if self.method == "nf4" else ("group_size",))):
+                if getattr(self, field) != fixed[field]:
+                    raise ValueError(
+                        f"{field}={getattr(self, field)} has no meaning for method {self.method!r}, which has "
+                        f"{field}={fixed[field]}: leave it out, or use method 'rtn'."
+                    )
+        if self.double_quant and self.method != "nf4":
+            raise ValueError(f"double_quant=True is for method 'nf4', not {self.method!r}: leave it out.")
+        for field in ("act_order", "static_groups", "damping"):
+            if field in self.model_fields_set and self.method != "gptq":
+                raise ValueError(f"{field} is for method 'gptq', not {self.method!r}: leave it out.")
+        return self
+
+
+_NF4_BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+_METHODS: dict[str, dict[str, Any]] = {
+    "nf4": {"bits": 4, "group_size": 64},
+    "fp8": {"bits": 8, "group_size": -1},
+    "w8a8": {"bits": 8, "group_size": -1},
+}
+# 64 divides the hidden sizes of small models, as 576, where 128 does not.
+_SHORT_NAMES: dict[str, dict[str, Any]] = {
+    "int8": {"method": "rtn", "bits": 8},
+    "int4": {"method": "rtn", "bits": 4, "group_size": 64, "symmetric": False},
+    "int2": {"method": "rtn", "bits": 2, "group_size": 32, "symmetric": False},
+    "nf4": {"method": "nf4"},
+    "fp8": {"method": "fp8"},
+    "w8a8": {"method": "w8a8"},
+    "gptq-int4": {"method": "gptq", "bits": 4, "group_size": 128},
+    "awq-int4": {"method": "awq", "bits": 4, "group_size": 128, "symmetric": False},
+}
+QUANTIZATION_SHORT_NAMES = tuple(_SHORT_NAMES)
 
 
 class EngineConfig(Validated):
@@ -130,7 +200,10 @@ class EngineConfig(Validated):
     )
     prefix_cache_dir_limit: int = Field(2**30, ge=1, description="bytes that prefix_cache_dir may hold, at least 1")
     sliding_window: int | None = Field(None, ge=1, description="None (the model's own) or at least 1")
-    quantization: QuantizationConfig | str | None = Field(None, description="None or a QuantizationConfig")
+    quantization: QuantizationConfig | str | None = Field(
+        None, description=f"None, {', '.join(QUANTIZATION_SHORT_NAMES)}, or a QuantizationConfig"
+    )
+    """Quantizes the weights when they are loaded. A short name or a dict becomes a QuantizationConfig."""
     speculation: SpeculationConfig | None = Field(None, description="None or a SpeculationConfig")
     cuda_graphs: bool = Field(False, description="True or False")
     compile: bool = Field(False, description="True or False")
@@ -140,6 +213,15 @@ class EngineConfig(Validated):
     load_format: Literal["auto", "safetensors", "gguf", "dummy"] = Field(
         "auto", description="auto, safetensors, gguf or dummy"
     )
+
+    @field_validator("quantization", mode="before")
+    @classmethod
+    def _quantization(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return QuantizationConfig.named(value)
+        if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+            return QuantizationConfig(**value)
+        return value
 
     @field_validator("kv_cache_memory", mode="after")
     @classmethod
@@ -178,7 +260,6 @@ class EngineConfig(Validated):
 
     def _refuse_what_is_not_there_yet(self) -> None:
         refusals: list[tuple[bool, str, Any]] = [
-            (self.quantization is not None, "quantization", self.quantization),
             (self.kv_cache_dtype in ("fp8", "int8"), "kv_cache_dtype", self.kv_cache_dtype),
             (self.compile, "compile", True),
             (self.deterministic, "deterministic", True),

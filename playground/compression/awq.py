@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from playground.compression.blocks import ResidualBlock, Role
-from playground.compression.grid import Grid
 from playground.compression.hessian import output_error, second_moment
 from playground.compression.states import CalibrationStates
+from playground.quantization.weight import QuantizedWeight
+
+Nearest = Callable[[Tensor], QuantizedWeight]
+"""Rounds a matrix [N, K] to nearest."""
 
 _EXPONENTS = [number / 20 for number in range(20)]
 _CLIPS = [1 - number / 20 for number in range(10)]
@@ -21,7 +24,7 @@ _SEARCH_TOKENS = 4096
 
 
 @torch.inference_mode()
-def fold_scales(block: ResidualBlock, states: CalibrationStates, grid: Grid) -> list[str]:
+def fold_scales(block: ResidualBlock, states: CalibrationStates, nearest: Nearest) -> list[str]:
     """Search the best scales of a block's linears and fold them in. Returns the names of other tensors that changed.
 
     Scales of the norm are chosen such that its weight is exact in the dtype that the file has it in. The loss is that
@@ -36,7 +39,7 @@ def fold_scales(block: ResidualBlock, states: CalibrationStates, grid: Grid) -> 
 
     def block_error(scale: Tensor) -> float:
         trial = replace(block, tensors=dict(block.tensors))
-        trial.set_weight(first, grid.quantize(weight * scale).dequantize() / scale)
+        trial.set_weight(first, nearest(weight * scale).dequantize() / scale)
         return float((trial.branch(normed) - target).square().mean())
 
     moment, folded = second_moment(states, lambda x: block.inputs(second, x)), _feeds_linearly(block)
@@ -55,7 +58,7 @@ def fold_scales(block: ResidualBlock, states: CalibrationStates, grid: Grid) -> 
         weight = block.weight(second)
 
         def linear_error(scale: Tensor) -> float:
-            return float(output_error(grid.quantize(weight * scale).dequantize() / scale - weight, moment))
+            return float(output_error(nearest(weight * scale).dequantize() / scale - weight, moment))
 
         scale = _best(magnitude, linear_error, lambda scale: scale)
         if scale is not None:
@@ -64,7 +67,7 @@ def fold_scales(block: ResidualBlock, states: CalibrationStates, grid: Grid) -> 
     return changed
 
 
-def clip(block: ResidualBlock, role: Role, states: CalibrationStates, grid: Grid) -> Tensor:
+def clip(block: ResidualBlock, role: Role, states: CalibrationStates, nearest: Nearest, group_size: int) -> Tensor:
     """The weights of a role [N, K], each group clipped to the range that costs its rounded output least.
 
     Queries and keys stay as they are: their product would suffer.
@@ -74,22 +77,22 @@ def clip(block: ResidualBlock, role: Role, states: CalibrationStates, grid: Grid
     if role == "qkv":
         keep = weight.shape[0] - block.config.num_kv_heads * block.config.head_dim
     moment = second_moment(states, lambda x: block.inputs(role, x))
-    return torch.cat((weight[:keep], clip_groups(weight[keep:], moment, grid)))
+    return torch.cat((weight[:keep], clip_groups(weight[keep:], moment, nearest, group_size)))
 
 
-def clip_groups(weight: Tensor, moment: Tensor, grid: Grid) -> Tensor:
+def clip_groups(weight: Tensor, moment: Tensor, nearest: Nearest, group_size: int) -> Tensor:
     """W [N, K] with each row's groups clipped to 0.55 .. 1 of their largest magnitude, whichever is best.
 
     A group's error is that of its own share of the output, from its block on the diagonal of `moment` [K, K].
     """
-    groups = grid.groups(weight)
+    groups = weight.unflatten(1, (-1, weight.shape[1] if group_size == -1 else group_size))
     n, count, size = groups.shape
     blocks = moment.view(count, size, count, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
     largest = groups.abs().amax(-1, keepdim=True)
     best, best_error = groups.clone(), torch.full((n, count, 1), torch.inf, device=weight.device)
     for share in _CLIPS:
         clipped = groups.clamp(-largest * share, largest * share)
-        rounded = grid.quantize(clipped.reshape(weight.shape)).dequantize()
+        rounded = nearest(clipped.reshape(weight.shape)).dequantize()
         off = (rounded.view(groups.shape) - groups).transpose(0, 1)
         error = ((off @ blocks) * off).sum(-1, keepdim=True).transpose(0, 1)
         best, best_error = torch.where(error < best_error, clipped, best), torch.minimum(error, best_error)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from playground.compression.pruning_command import PRUNING_METHODS, USES, prune_weights
-from playground.config import QuantizationConfig
+from playground.config import QUANTIZATION_SHORT_NAMES, QuantizationConfig
 from playground.errors import ConfigError
 
 INTERRUPTED = 130
@@ -34,7 +34,7 @@ class Options:
     act_order: bool | None = None
     static_groups: bool | None = None
     damping: float | None = None
-    double_quantization: bool | None = None
+    double_quant: bool | None = None
     calibration: tuple[Path, ...] = ()
     calibration_sequences: int | None = None
     calibration_length: int | None = None
@@ -91,43 +91,29 @@ METHODS: dict[str, Callable[[Options], None]] = {
     **dict.fromkeys(("rtn", "gptq", "awq", "nf4"), quantize_weights),
     **dict.fromkeys(PRUNING_METHODS, prune_weights),
 }
-SHORT_NAMES = {
-    "int8": ("rtn", 8),
-    "int4": ("rtn", 4),
-    "int2": ("rtn", 2),
-    "gptq-int4": ("gptq", 4),
-    "awq-int4": ("awq", 4),
-}
 
 
 def quantization_config(options: Options) -> QuantizationConfig:
-    """What the options say. `ConfigError` for options that are of no use to the method."""
-    method, bits = SHORT_NAMES.get(options.method, (options.method, options.bits))
-    if method != options.method and options.bits not in (None, bits):
-        raise ConfigError(f"--method {options.method} has {bits} bits: leave out --bits {options.bits}.")
+    """What the options say; a short name's own values give way to them."""
+    values: dict[str, Any] = {"method": options.method}
+    if options.method in QUANTIZATION_SHORT_NAMES:
+        named = QuantizationConfig.named(options.method)
+        values = {field: getattr(named, field) for field in named.model_fields_set}
+    elif options.method in ("gptq", "awq"):
+        values |= {"bits": 4, "symmetric": options.method == "gptq"}
     asked = {
-        "bits": bits,
+        "bits": options.bits,
         "group_size": options.group_size,
         "symmetric": options.symmetric,
         "act_order": options.act_order,
         "static_groups": options.static_groups,
         "damping": options.damping,
-        "double_quantization": options.double_quantization,
+        "double_quant": options.double_quant,
     }
     for name in USES:
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')} is of no use to --method {options.method}: leave it out.")
-    only = {"act_order": "gptq", "static_groups": "gptq", "damping": "gptq", "double_quantization": "nf4"}
-    for name, needed in only.items():
-        if asked[name] is not None and method != needed:
-            raise ConfigError(f"--{name.replace('_', '-')} is of no use to --method {options.method}: leave it out.")
-    if method == "nf4" and (bits not in (None, 4) or options.symmetric is not None):
-        raise ConfigError("--method nf4 has 4 bits and levels of its own: leave out --bits and --symmetric.")
-    defaults: dict[str, Any] = {"bits": 8 if method == "rtn" else 4, "symmetric": method != "awq"}
-    if method == "nf4":
-        defaults["group_size"] = 64
-    values: dict[str, Any] = {"method": method, **defaults, **_given(asked)}
-    return QuantizationConfig(**values)
+    return QuantizationConfig(**{**values, **_given(asked)})
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -157,8 +143,8 @@ def compress(
         ),
     ] = None,
     damping: Annotated[float | None, typer.Option(help="gptq: share of the mean squared input added to each.")] = None,
-    double_quantization: Annotated[
-        bool | None, typer.Option("--double-quantization/--single-quantization", help="nf4: scales as codes, too.")
+    double_quant: Annotated[
+        bool | None, typer.Option("--double-quant/--no-double-quant", help="nf4: scales as codes, too.")
     ] = None,
     calibration: Annotated[
         list[Path] | None,
@@ -202,15 +188,17 @@ def compress(
 ) -> None:
     """Make a model smaller: a new folder is written layer by layer, the model itself stays as it is."""
     options = Options(
-        model, method, output, bits, group_size, symmetric, act_order, static_groups, damping, double_quantization,
+        model, method, output, bits, group_size, symmetric, act_order, static_groups, damping, double_quant,
         tuple(calibration or ()), calibration_sequences, calibration_length, file_format, device, resume,
         target, target_of, rounds, layers_by, sparsity, kv_heads, pooling, heal,
     )  # fmt: skip
-    function = METHODS.get(method) or METHODS.get(SHORT_NAMES.get(method, ("", 0))[0])
-    if function is None:
-        raise ConfigError(f"--method {method!r} is not known: use one of {', '.join([*METHODS, *SHORT_NAMES])}.")
+    known = {**dict.fromkeys(QUANTIZATION_SHORT_NAMES, quantize_weights), **METHODS}
+    if method not in known:
+        raise ConfigError(
+            f"--method {method!r} is not known: use one of {', '.join(dict.fromkeys([*METHODS, *known]))}."
+        )
     try:
-        function(options)
+        known[method](options)
     except KeyboardInterrupt:
         kept = "the layers that are done are kept; the same command with --resume goes on."
         kept = "nothing is written." if method in PRUNING_METHODS else kept

@@ -1,5 +1,6 @@
 """Which ways there are to quantize the weights of a block, and which file formats can hold the results."""
 
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -8,7 +9,6 @@ from torch import Tensor
 from playground.compression.awq import clip, fold_scales
 from playground.compression.blocks import ResidualBlock, Role
 from playground.compression.gptq import gptq
-from playground.compression.grid import Grid, nf4
 from playground.compression.hessian import second_moment
 from playground.compression.states import CalibrationStates
 from playground.config import QuantizationConfig
@@ -22,6 +22,8 @@ from playground.quantization.formats import (
     GPTQFormat,
     QuantizedFormat,
 )
+from playground.quantization.nf4 import quantize_nf4
+from playground.quantization.rtn import round_to_nearest
 from playground.quantization.weight import QuantizedWeight
 
 
@@ -37,6 +39,8 @@ class BlockStore(Protocol):
         ...
 
 
+SCALE_DTYPE = torch.float16
+"""What all formats have for scales; codes are found with the rounded ones."""
 CALIBRATED = ("gptq", "awq")
 FORMAT_NAMES = ("gptq", "gptq_v2", "awq", "compressed-tensors", "bitsandbytes")
 
@@ -46,34 +50,33 @@ class BlockQuantizer:
 
     def __init__(self, quantization: QuantizationConfig) -> None:
         self.quantization = quantization
-        self._grid = Grid(quantization.bits, quantization.group_size, quantization.symmetric)
+        self._nearest = partial(
+            round_to_nearest,
+            bits=quantization.bits,
+            group_size=quantization.group_size,
+            symmetric=quantization.symmetric,
+            scale_dtype=SCALE_DTYPE,
+        )
         self.calibrated = quantization.method in CALIBRATED
 
     def __call__(self, block: ResidualBlock, states: CalibrationStates | None, store: BlockStore) -> None:
         """Quantize the block's matrices, first those behind the norm, then those that read what these give."""
         if self.quantization.method == "awq":
             assert states is not None
-            for name in fold_scales(block, states, self._grid):
+            for name in fold_scales(block, states, self._nearest):
                 store.put_changed(name)
         for role in block.roles:
             store.put(role, self._quantize(block, role, states))
 
     def _quantize(self, block: ResidualBlock, role: Role, states: CalibrationStates | None) -> QuantizedWeight:
-        options = self.quantization
+        options, weight = self.quantization, block.weight(role)
         if options.method == "nf4":
-            return nf4(block.weight(role), options.group_size)
+            return quantize_nf4(weight, options.group_size)
         if options.method == "rtn" or states is None:
-            return self._grid.quantize(block.weight(role))
+            return self._nearest(weight)
         if options.method == "awq":
-            return self._grid.quantize(clip(block, role, states, self._grid))
-        return gptq(
-            block.weight(role),
-            second_moment(states, lambda x: block.inputs(role, x)),
-            self._grid,
-            act_order=options.act_order,
-            static_groups=options.static_groups,
-            damping=options.damping,
-        )
+            return self._nearest(clip(block, role, states, self._nearest, options.group_size))
+        return gptq(weight, second_moment(states, partial(block.inputs, role)), options, scale_dtype=SCALE_DTYPE)
 
 
 def choose_format(quantization: QuantizationConfig, config: DecoderConfig, name: str | None = None) -> QuantizedFormat:
@@ -93,7 +96,7 @@ def choose_format(quantization: QuantizationConfig, config: DecoderConfig, name:
     elif name == "compressed-tensors":
         file_format = CompressedTensorsFormat.packed(bits, group_size, symmetric)
     elif name == "bitsandbytes":
-        file_format = BitsAndBytesFormat(4, double_quantization=quantization.double_quantization)
+        file_format = BitsAndBytesFormat(4, double_quantization=quantization.double_quant)
     else:
         file_format = GPTQFormat(bits, group_size, symmetric, ordered, 2 if name == "gptq_v2" else 1)
     _check_fits(quantization, config, file_format)

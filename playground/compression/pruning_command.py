@@ -59,9 +59,9 @@ def pruning_config(options: Options) -> Pruning:
     from playground.compression.targets import Target
 
     for field in fields(options):
-        given = getattr(options, field.name) not in (None, False)
-        if given and field.name not in _OF_ALL and options.method not in USES.get(field.name, ()):
-            name = {"file_format": "format"}.get(field.name, field.name).replace("_", "-")
+        useless = field.name not in _OF_ALL and options.method not in USES.get(field.name, ())
+        if useless and getattr(options, field.name) != field.default:
+            name = "format" if field.name == "file_format" else field.name.replace("_", "-")
             raise ConfigError(f"--{name} is of no use to --method {options.method}: leave it out.")
     if options.method == "gqa" and options.kv_heads is None:
         raise ConfigError("--method gqa needs --kv-heads: say how many there are to be, for example --kv-heads 1.")

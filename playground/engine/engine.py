@@ -12,11 +12,11 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from playground.config import EngineConfig
+from playground.config import EngineConfig, QuantizationConfig
 from playground.engine.beam_group import BeamGroup
 from playground.engine.beam_search import BeamSearch
 from playground.engine.block_tables import BlockTables
@@ -82,6 +82,7 @@ class Engine:
             attention=attention,
             sliding_window=given.sliding_window,
             seed=given.seed,
+            quantization=cast(QuantizationConfig | None, given.quantization),  # validation has resolved names
         )
         draft = load_draft(given, loaded, device, dtype)
         self.config: EngineConfig = resolve_config(

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import torch
 
+from playground.config import QuantizationConfig
+from playground.errors import ConfigError
 from playground.models.checkpoint import Checkpoint, match_tensors
 from playground.models.config import DecoderConfig
-from playground.models.decoder import Decoder
+from playground.models.decoder import Decoder, DecoderWeights
 from playground.models.families import tensor_shapes
 from playground.models.hub import resolve_model_path
 from playground.models.layers import AttentionName
+from playground.models.quantize_on_load import QuantizeOnLoad
 from playground.models.quantized_checkpoint import match_quantized
-from playground.models.weights import DummyTensors, TensorSource, build_weights, weights_nbytes
+from playground.models.weights import DummyTensors, QuantizedSource, TensorSource, build_weights, weights_nbytes
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +47,12 @@ def load_model(
     attention: AttentionName = "sdpa",
     sliding_window: int | None = None,
     seed: int = 0,
+    quantization: QuantizationConfig | None = None,
 ) -> LoadedModel:
     """Load a model. `dtype` None is the checkpoint's own; `sliding_window` None is the model's own.
 
-    Raises `ModelLoadError`, one sentence.
+    `quantization` quantizes its matrices one by one while they are read. Raises `ModelLoadError`, or `ConfigError`
+    where the weights cannot be quantized so, one sentence.
     """
     device, dummy = torch.device(device), load_format == "dummy"
     path = resolve_model_path(path_or_id, revision, weights=not dummy)
@@ -56,14 +61,29 @@ def load_model(
         config = config.with_sliding_window(sliding_window)
     dtype = usable_dtype(config.dtype if dtype is None else dtype, device)
     if dummy:
-        weights = build_weights(config, DummyTensors(config, seed, device), dtype, device)
+        weights = _build(config, DummyTensors(config, seed, device), dtype, device, quantization)
     else:
         with Checkpoint(path) as checkpoint:
-            weights = build_weights(config, check_names(config, checkpoint), dtype, device)
+            weights = _build(config, check_names(config, checkpoint), dtype, device, quantization)
     model = Decoder(config, weights, dtype=dtype, device=device, attention=attention)
     size = weights_nbytes(weights)
     logger.info("loaded %s (%s, %.1f MB, %s on %s)", path, config.architecture, size / 1e6, dtype, device)
     return LoadedModel(model, config, path, size)
+
+
+def _build(
+    config: DecoderConfig,
+    source: TensorSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: QuantizationConfig | None,
+) -> DecoderWeights:
+    if quantization is None:
+        return build_weights(config, source, dtype, device)
+    if isinstance(source, QuantizedSource):
+        raise ConfigError("the checkpoint is quantized already: leave quantization out, or give the original weights.")
+    quantizing = QuantizeOnLoad(source, config, quantization, dtype, device)
+    return build_weights(config, quantizing, dtype, device, int8_activations=quantization.method == "w8a8")
 
 
 def usable_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

@@ -66,10 +66,19 @@ class DummyTensors:
 
 
 def build_weights(
-    config: DecoderConfig, source: TensorSource, dtype: torch.dtype, device: torch.device
+    config: DecoderConfig,
+    source: TensorSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    int8_activations: bool = False,
 ) -> DecoderWeights:
-    """Everything that a `Decoder` of this config needs, from tensors named as in `families`."""
-    builder, names = WeightBuilder(config, source, dtype, device), config.family.names
+    """Everything that a `Decoder` of this config needs, from tensors named as in `families`.
+
+    `int8_activations` rounds what goes into int8 matrices of the layers to int8 as well.
+    """
+    builder = WeightBuilder(config, source, dtype, device, int8_activations=int8_activations)
+    names = config.family.names
     shapes = tensor_shapes(config)
     embed = builder.table(names.embed, shapes)
     learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
@@ -86,8 +95,17 @@ def build_weights(
 class WeightBuilder:
     """Builds parts of a decoder one after another."""
 
-    def __init__(self, config: DecoderConfig, source: TensorSource, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        source: TensorSource,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        int8_activations: bool = False,
+    ) -> None:
         self.config, self.source, self.dtype, self.device = config, source, dtype, device
+        self._int8_activations = int8_activations
         self._staging: Tensor | None = None
 
     def staged(self, *shape: int) -> Tensor:
@@ -117,7 +135,7 @@ class WeightBuilder:
         weight = self._quantized(name)
         if weight is None:
             return self.plain(f"{name}.weight", shapes)
-        return self._quantized_linear(weight, None)
+        return QuantizedLinear(weight, None, dtype=self.dtype, device=self.device)
 
     def linear(self, role: Literal["qkv", "out", "up", "down"], number: int) -> AnyLinear:
         """One of our matrices, from one or several of the checkpoint, stacked along the outputs."""
@@ -151,7 +169,9 @@ class WeightBuilder:
         return self.source.quantized(name) if isinstance(self.source, QuantizedSource) else None
 
     def _quantized_linear(self, weight: QuantizedWeight, bias: Tensor | None) -> QuantizedLinear:
-        return QuantizedLinear(weight, bias, dtype=self.dtype, device=self.device)
+        return QuantizedLinear(
+            weight, bias, dtype=self.dtype, device=self.device, int8_activations=self._int8_activations
+        )
 
     def _bias(self, parts: Sequence[tuple[str, int]]) -> Tensor:
         bias = self.empty(sum(outputs for _, outputs in parts))

@@ -1,52 +1,119 @@
-"""A quantized matrix in memory: codes in exactly as many bits as they have, written out row by row when it is used.
+"""A quantized matrix in memory: codes in exactly as many bits as they have, written out a few rows at a time.
 
-Holds what any file format can say and every device can read; faster layouts for what a device multiplies with directly
-are in `layouts`.
+Holds what any file format can say, on any device, in any dtype. `layouts` has the forms that a device multiplies with
+directly; this one is for all the rest, and its products cost the writing.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.quant_pack import NF4_LEVELS
 from playground.quantization.weight import QuantizedWeight
 
 FIELD_WIDTHS = (8, 4, 2, 1)
+_TILE_ELEMENTS = 1 << 18
+_LANES = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class PackedMatrix:
     """W [N, K] as packed codes with scales and zeros, on the device of the weight that it was made of."""
 
-    def __init__(self, weight: QuantizedWeight) -> None:
+    name = "written out"
+
+    def __init__(self, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+        """`dtype` is that of the products. Scales are rounded to it where it is narrower than they are."""
+        self.shape, self.dtype = weight.shape, dtype
+        self._bits, self._kind, self._group_index = weight.bits, weight.kind, weight.group_index
         self._fields = pack_codes(weight.codes, weight.bits)
-        nothing = weight.codes[:0]
-        # Everything but the codes, which would be a byte each: they are put back a few rows at a time.
-        self._form = QuantizedWeight(
-            nothing, weight.scales, weight.bits, weight.group_size, weight.zeros, weight.offsets, weight.group_index,
-            weight.kind,
-        )  # fmt: skip
-        self.shape, self.device = weight.shape, weight.codes.device
+        self._scales = _narrowed(weight.scales, dtype)
+        self._zeros = weight.zeros if weight.zeros is None else _narrowed(weight.zeros, dtype)
+        self._offsets = weight.offsets if weight.offsets is None else _narrowed(weight.offsets, dtype)
+        whole_row = weight.group_size == -1 or weight.num_groups == 1
+        self._group_size = self.shape[1] if whole_row else weight.group_size
+        self._table = self._byte_table(weight.codes.device)
 
-    def rows(self, start: int, stop: int) -> QuantizedWeight:
-        """Rows start .. stop - 1, unpacked."""
-        return self._unpacked([field[start:stop] for field in self._fields], slice(start, stop))
+    def __call__(self, x: Tensor) -> Tensor:
+        """[T, K] -> [T, N]."""
+        outputs, inputs = self.shape
+        y = x.new_empty(x.shape[0], outputs)
+        step = max(1, _TILE_ELEMENTS // inputs)
+        for start in range(0, outputs, step):
+            rows = slice(start, min(outputs, start + step))
+            y[:, rows] = F.linear(x, self._written(rows))
+        return y
 
-    def take(self, numbers: Tensor) -> QuantizedWeight:
-        """The rows with these numbers (int64 [T]), unpacked."""
-        return self._unpacked([field[numbers] for field in self._fields], numbers)
-
-    def _unpacked(self, fields: list[Tensor], which: slice | Tensor) -> QuantizedWeight:
-        form, codes = self._form, unpack_codes(fields, self._form.bits, self.shape[1])
-        zeros, offsets = (None if part is None else part[which] for part in (form.zeros, form.offsets))
-        return QuantizedWeight(
-            codes, form.scales[which], form.bits, form.group_size, zeros, offsets, form.group_index, form.kind
-        )
+    def take(self, numbers: Tensor) -> Tensor:
+        """The rows with these numbers (int64 [T]), [T, K]."""
+        return self._written(numbers)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of codes, scales, zeros and the order of columns."""
-        form = self._form
-        parts = [*self._fields, form.scales, form.zeros, form.offsets, form.group_index]
+        """Bytes of codes, scales, zeros and the order of columns; the table of a few kilobytes too."""
+        parts = [*self._fields, self._scales, self._zeros, self._offsets, self._group_index, self._table]
         return sum(part.nbytes for part in parts if part is not None)
+
+    def _written(self, which: slice | Tensor) -> Tensor:
+        """Rows of W. Whole codes less whole zeros are exact in every dtype, so that there is one rounding; with
+        fractions among them, float32 in between."""
+        zeros, offsets = (None if part is None else part[which] for part in (self._zeros, self._offsets))
+        fractions = offsets is not None or (zeros is not None and zeros.is_floating_point())
+        wide = torch.float32 if fractions and self.dtype.itemsize < 4 else self.dtype
+        values = self._values([field[which] for field in self._fields]).to(wide)
+        if self._group_index is not None or self.shape[1] % self._group_size:
+            scales, zeros, offsets = (self._per_column(part) for part in (self._scales[which], zeros, offsets))
+        else:
+            values = values.view(values.shape[0], -1, self._group_size)
+            scales, zeros, offsets = (
+                None if part is None else part[..., None] for part in (self._scales[which], zeros, offsets)
+            )
+        assert scales is not None
+        if zeros is not None:
+            values = values.sub_(zeros.to(wide))
+        values = values.mul_(scales.to(wide))
+        if offsets is not None:
+            values = values.sub_(offsets.to(wide))
+        return values.view(-1, self.shape[1]).to(self.dtype)
+
+    def _per_column(self, part: Tensor | None) -> Tensor | None:
+        if part is None:
+            return None
+        if self._group_index is not None:
+            return part[:, self._group_index.long()]
+        return part.repeat_interleave(self._group_size, dim=1)[:, : self.shape[1]]
+
+    def _values(self, fields: list[Tensor]) -> Tensor:
+        """What codes mean without scale and zero: new memory, of the products' dtype."""
+        if self._table is None:
+            return self._meaning(unpack_codes(fields, self._bits, self.shape[1])).to(self.dtype)
+        field = fields[0]
+        words = self._table.index_select(0, field.flatten().int())
+        return words.view(self.dtype).view(field.shape[0], -1)[:, : self.shape[1]]
+
+    def _meaning(self, codes: Tensor) -> Tensor:
+        if self._kind == "nf4":
+            return torch.tensor(NF4_LEVELS, dtype=self.dtype, device=codes.device)[codes.long()]
+        if self._kind == "fp8":
+            return codes.view(torch.float8_e4m3fn).to(self.dtype)
+        middle = 2 ** (self._bits - 1) if self._zeros is None and self._offsets is None else 0
+        return codes.to(self.dtype) - middle if middle else codes.to(self.dtype)
+
+    def _byte_table(self, device: torch.device) -> Tensor | None:
+        """Byte -> the values of its codes, side by side in one integer, where that is the quickest way.
+
+        A tile of 448 x 576 in bfloat16 on one thread: nf4 84 us instead of 580, fp8 170 instead of 990.
+        """
+        width = self._bits if self._bits in (2, 4) or self._kind == "fp8" else 0
+        size = 8 // width * self.dtype.itemsize if width else 0
+        if size not in _LANES:
+            return None
+        codes = unpack_codes([torch.arange(256, dtype=torch.uint8, device=device)[:, None]], width, 8 // width)
+        return self._meaning(codes).contiguous().view(_LANES[size]).flatten()
+
+
+def _narrowed(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floating values in `dtype` where that is narrower; whole numbers as they are."""
+    return part.to(dtype) if part.is_floating_point() and part.itemsize > dtype.itemsize else part.clone()
 
 
 def field_widths(bits: int) -> list[int]:
@@ -82,10 +149,8 @@ def unpack_codes(fields: list[Tensor], bits: int, columns: int) -> Tensor:
         if width == 8:
             return field
         per_byte = 8 // width
-        part = field.new_empty(*field.shape, per_byte)
-        for lane in range(per_byte):
-            torch.bitwise_and(field >> (width * lane), 2**width - 1, out=part[..., lane])
-        part = part.flatten(1)[:, :columns]
+        lanes = [(field >> (width * lane)) & (2**width - 1) for lane in range(per_byte)]
+        part = torch.stack(lanes, dim=-1).flatten(1)[:, :columns]
         codes = part if codes is None else codes | (part << shift)
         shift += width
     assert codes is not None

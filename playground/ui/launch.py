@@ -48,6 +48,7 @@ class ServeOptions:
     share: bool = False
     db: str = str(DEFAULT_DB)
     prefix_cache_dir: str | None = None
+    quantization: str | None = None
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(
@@ -57,6 +58,7 @@ class ServeOptions:
             device=self.device,
             dtype=self.dtype,  # type: ignore[arg-type]  # EngineConfig judges it
             prefix_cache_dir=self.prefix_cache_dir,
+            quantization=self.quantization,
         )
 
     def _speculation(self) -> SpeculationConfig | None:
@@ -197,6 +199,12 @@ Share = Annotated[bool, typer.Option("--share", help="Ask gradio.live for a publ
 PrefixCacheDir = Annotated[
     str | None, typer.Option(help="Folder that keeps computed prefixes across restarts.", show_default=False)
 ]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Quantize the weights at load: int8, int4, int2, nf4, fp8, w8a8.", show_default=False
+    ),
+]
 Database = Annotated[str, typer.Option("--db", help="SQLite file of the saved chats, made if missing.")]
 
 
@@ -211,12 +219,15 @@ def command(
     share: Share = False,
     db: Database = str(DEFAULT_DB),
     prefix_cache_dir: PrefixCacheDir = None,
+    quantization: Quantization = None,
 ) -> None:
     """Serve the chat page.
 
     Example: python app.py --port 7861 --model ./my-model --device cpu
     """
-    options = ServeOptions(host, port, model, draft_model, speculation, device, dtype, share, db, prefix_cache_dir)
+    options = ServeOptions(
+        host, port, model, draft_model, speculation, device, dtype, share, db, prefix_cache_dir, quantization
+    )
     code = serve(options)
     if code == 0:
         # Everything is stored and closed; taking the interpreter apart would only keep whoever waits for the end:

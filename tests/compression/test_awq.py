@@ -1,5 +1,6 @@
 """AWQ: folding leaves the float function as it is, and scaling and clipping lower the error that rounding makes."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,15 @@ from torch import Tensor
 
 from playground.compression.awq import clip_groups, fold_scales
 from playground.compression.blocks import BLOCK_KINDS, PlainDecoder, ResidualBlock
-from playground.compression.grid import Grid
 from playground.compression.hessian import output_error, second_moment
 from playground.compression.states import CalibrationStates
 from playground.models.checkpoint import Checkpoint
 from playground.models.config import DecoderConfig
 from playground.models.loader import check_names
+from playground.quantization.rtn import round_to_nearest
 from tests.checkpoints import checkpoint
+
+NEAREST = partial(round_to_nearest, bits=3, group_size=16, symmetric=False, scale_dtype=torch.float16)
 
 
 def blocks(folder: Path, layer: int = 1) -> list[ResidualBlock]:
@@ -39,7 +42,7 @@ def test_folding_leaves_the_float_function_as_it_is(variant: str) -> None:
     for block in blocks(checkpoint(variant)):
         states = outlier_states(block.config.hidden_size)
         before, old = block(states), dict(block.tensors)
-        changed = fold_scales(block, CalibrationStates(states.clone()), Grid(3, 16, symmetric=False))
+        changed = fold_scales(block, CalibrationStates(states.clone()), NEAREST)
         first, second = block.roles
         assert changed and not torch.equal(
             block.weight(first), torch.cat([old[f"{n}.weight"] for n in block.names(first)])
@@ -57,22 +60,21 @@ def test_scales_leave_the_norm_exact_in_the_dtype_of_the_file() -> None:
     name = f"{block.norm}.weight"
     block.tensors[name] = block.tensors[name].bfloat16().float()
     block.dtypes[name] = torch.bfloat16
-    fold_scales(block, CalibrationStates(outlier_states(48)), Grid(3, 16, symmetric=False))
+    fold_scales(block, CalibrationStates(outlier_states(48)), NEAREST)
     assert torch.equal(block.tensors[name], block.tensors[name].bfloat16().float())
 
 
 @torch.inference_mode()
 def test_scaling_lowers_the_error_of_inputs_with_outlier_channels() -> None:
     """What the whole block gets wrong after rounding to nearest, with the scales folded in and without."""
-    grid = Grid(3, 16, symmetric=False)
     for number in range(2):
         plain, scaled = blocks(checkpoint("llama-2"))[number], blocks(checkpoint("llama-2"))[number]
         states = outlier_states(48)
         target = plain(states)
-        fold_scales(scaled, CalibrationStates(states.clone()), grid)
+        fold_scales(scaled, CalibrationStates(states.clone()), NEAREST)
         errors = []
         for block in (plain, scaled):
-            block.set_weight(block.roles[0], grid.quantize(block.weight(block.roles[0])).dequantize())
+            block.set_weight(block.roles[0], NEAREST(block.weight(block.roles[0])).dequantize())
             errors.append(float((block(states) - target).square().mean()))
         assert errors[1] < 0.7 * errors[0]
 
@@ -84,10 +86,11 @@ def test_clipping_lowers_the_error_where_weights_have_outliers(symmetric: bool) 
     weight = torch.randn(24, 64, generator=generator)
     weight[torch.rand(24, 64, generator=generator) < 0.03] *= 3
     x = torch.randn(500, 64, generator=generator) @ (torch.eye(64) + 0.3 * torch.randn(64, 64, generator=generator) / 8)
-    moment, grid = x.t() @ x / 500, Grid(3, 32, symmetric)
-    clipped = clip_groups(weight, moment, grid)
+    moment = x.t() @ x / 500
+    nearest = partial(round_to_nearest, bits=3, group_size=32, symmetric=symmetric)
+    clipped = clip_groups(weight, moment, nearest, 32)
     assert bool((clipped.abs() <= weight.abs()).all())
-    errors = [output_error(grid.quantize(w).dequantize() - weight, moment) for w in (weight, clipped)]
+    errors = [output_error(nearest(w).dequantize() - weight, moment) for w in (weight, clipped)]
     assert errors[1] < 0.9 * errors[0]
 
 

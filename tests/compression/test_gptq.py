@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from playground.compression.gptq import gptq
-from playground.compression.grid import Grid
 from playground.compression.hessian import inverse_factor, output_error
+from playground.config import QuantizationConfig
 from playground.errors import ModelLoadError
+from playground.quantization.rtn import grid, round_to_nearest
 
 
 def moment(inputs: int, tokens: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -25,18 +26,33 @@ def matrix(outputs: int, inputs: int, seed: int, dtype: torch.dtype = torch.floa
     return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
-def optimal_brain_quantization(weight: Tensor, hessian: Tensor, grid: Grid, order: list[int]) -> Tensor:
+def config(bits: int, group_size: int, symmetric: bool = False, **more: object) -> QuantizationConfig:
+    return QuantizationConfig(method="gptq", bits=bits, group_size=group_size, symmetric=symmetric, **more)  # type: ignore[arg-type]
+
+
+def rounded(column: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Tensor:
+    middle = 2 ** (bits - 1) if zero is None else zero
+    return (((column / scale).round() + middle).clamp(0, 2**bits - 1) - middle) * scale
+
+
+def nearest(weight: Tensor, options: QuantizationConfig) -> Tensor:
+    form = {"bits": options.bits, "group_size": options.group_size, "symmetric": options.symmetric}
+    return round_to_nearest(weight, **form, scale_dtype=torch.float16).dequantize()  # type: ignore[arg-type]
+
+
+def optimal_brain_quantization(weight: Tensor, hessian: Tensor, bits: int, symmetric: bool, order: list[int]) -> Tensor:
     """Each row's columns one by one: round one, move all that are left by the exact least-squares answer.
 
     Solved anew for each column from the Hessian of those left, so nothing of the factored form is in it. Scales are
     those of the whole row before anything was rounded.
     """
     work, done = weight.clone(), torch.zeros_like(weight)
-    scale, zero = grid.fit(weight)
+    scale, zero = (None if part is None else part[:, 0] for part in grid(weight, bits, -1, symmetric=symmetric))
+    assert scale is not None
     left = list(order)
     while left:
         column, rest = left[0], left[1:]
-        value = (grid.encode(work[:, column], scale, zero) - zero) * scale
+        value = rounded(work[:, column], scale, zero, bits)
         error = work[:, column] - value
         done[:, column] = value
         if rest:  # argmin over d of the error (column off by `error`, the rest by -d)
@@ -49,28 +65,28 @@ def optimal_brain_quantization(weight: Tensor, hessian: Tensor, grid: Grid, orde
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_it_is_optimal_brain_quantization_in_a_fixed_order(act_order: bool, symmetric: bool) -> None:
     weight, hessian = matrix(6, 150, 1, torch.float64), moment(150, 600, 2, torch.float64)
-    grid = Grid(bits=3, group_size=-1, symmetric=symmetric, scale_dtype=torch.float64)
+    options = config(3, -1, symmetric, act_order=act_order, damping=1e-30)
     order = torch.argsort(hessian.diagonal(), descending=True).tolist() if act_order else list(range(150))
-    expected = optimal_brain_quantization(weight, hessian, grid, order)
-    got = gptq(weight, hessian, grid, act_order=act_order, damping=0.0).dequantize(torch.float64)
+    expected = optimal_brain_quantization(weight, hessian, 3, symmetric, order)
+    got = gptq(weight, hessian, options, scale_dtype=torch.float32).dequantize(torch.float64)
     torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
 
 
 def test_groups_that_end_inside_a_block_of_columns_see_the_corrected_weights() -> None:
     """A group's scales come from its columns as they are when its turn comes, also in the middle of a lazy block."""
     weight, hessian = matrix(5, 96, 3, torch.float64), moment(96, 400, 4, torch.float64)
-    grid = Grid(bits=4, group_size=32, symmetric=False, scale_dtype=torch.float64)
     factor, work = inverse_factor(hessian, 0.01), weight.clone()
     expected = torch.zeros_like(weight)
     for column in range(96):
         if column % 32 == 0:
-            scale, zero = grid.fit(work[:, column : column + 32])
-        value = (grid.encode(work[:, column], scale, zero) - zero) * scale
+            scale, zero = grid(work[:, column : column + 32], 4, -1, symmetric=False)
+        value = rounded(work[:, column], scale[:, 0], None if zero is None else zero[:, 0], 4)
         expected[:, column] = value
         work[:, column + 1 :] -= ((work[:, column] - value) / factor[column, column])[:, None] * factor[
             column, column + 1 :
         ]
-    torch.testing.assert_close(gptq(weight, hessian, grid).dequantize(torch.float64), expected, atol=1e-10, rtol=0)
+    got = gptq(weight, hessian, config(4, 32), scale_dtype=torch.float32).dequantize(torch.float64)
+    torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
 
 
 @given(
@@ -86,17 +102,17 @@ def test_its_output_error_is_below_that_of_rounding_to_nearest(
 ) -> None:
     k = 192
     weight, hessian = matrix(32, k, seed), moment(k, 1000, seed + 1)
-    grid = Grid(bits, group_size, symmetric)
-    ours = gptq(weight, hessian, grid, act_order=order != "none", static_groups=order == "static")
+    options = config(bits, group_size, symmetric, act_order=order != "none", static_groups=order == "static")
+    ours = gptq(weight, hessian, options)
     assert int(ours.codes.max()) < 2**bits
     assert (ours.group_index is not None) == (order == "dynamic" and group_size not in (-1, k))
     error = output_error(ours.dequantize() - weight, hessian)
-    assert error <= output_error(grid.quantize(weight).dequantize() - weight, hessian)
+    assert error <= output_error(nearest(weight, options) - weight, hessian)
 
 
 def test_activation_order_tells_the_group_of_each_column() -> None:
     weight, hessian = matrix(4, 64, 7), moment(64, 300, 8)
-    got = gptq(weight, hessian, Grid(4, 16, True), act_order=True)
+    got = gptq(weight, hessian, config(4, 16, True, act_order=True, static_groups=False))
     assert got.group_index is not None
     places = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     for place, column in enumerate(places.tolist()):
@@ -106,17 +122,16 @@ def test_activation_order_tells_the_group_of_each_column() -> None:
 def test_columns_whose_input_was_never_seen_are_rounded_to_nearest() -> None:
     weight, hessian = matrix(8, 32, 9), moment(32, 200, 10)
     hessian[5, :] = hessian[:, 5] = 0
-    grid = Grid(4, -1, False)
-    got = gptq(weight, hessian, grid)
-    assert torch.equal(got.codes[:, 5], grid.quantize(weight).codes[:, 5])
-    assert torch.isfinite(got.dequantize()).all()
+    got = gptq(weight, hessian, config(4, -1)).dequantize()
+    assert torch.equal(got[:, 5], nearest(weight, config(4, -1))[:, 5])
+    assert torch.isfinite(got).all()
 
 
 def test_a_hessian_of_fewer_tokens_than_inputs_is_damped_until_it_has_a_factor() -> None:
     hessian = moment(64, 3, 11)
     factor = inverse_factor(hessian, 0.0)
     assert torch.isfinite(factor).all()
-    assert torch.isfinite(gptq(matrix(4, 64, 12), hessian, Grid(4, 32, False), damping=0.0).dequantize()).all()
+    assert torch.isfinite(gptq(matrix(4, 64, 12), hessian, config(4, 32, damping=1e-30)).dequantize()).all()
 
 
 def test_the_factor_is_that_of_the_inverse() -> None:

@@ -17,7 +17,6 @@ from playground.compression import Calibration, compress
 from playground.compression.blocks import BLOCK_KINDS, PlainDecoder
 from playground.compression.calibration import calibration_tokens
 from playground.compression.gptq import gptq
-from playground.compression.grid import Grid
 from playground.compression.hessian import second_moment
 from playground.compression.methods import choose_format
 from playground.compression.states import CalibrationStates
@@ -193,7 +192,7 @@ def test_each_layer_is_calibrated_on_its_quantized_predecessors(wide: Path, text
                 block = decoder.block(layer, kind)
                 for role in block.roles:
                     moment = second_moment(states, partial(block.inputs, role))
-                    weight = gptq(block.weight(role), moment, Grid(2, 16, True))
+                    weight = gptq(block.weight(role), moment, quantize)
                     row = 0
                     for name, outputs in block.parts(role):
                         kept = file_format.unpack(name, (outputs, weight.shape[1]), tensors)

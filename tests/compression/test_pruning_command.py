@@ -63,6 +63,8 @@ def test_it_writes_a_checkpoint_and_says_what_became_of_it(
         (["prune-layers", "--target", "0.95"], "leaves no layers"),
         (["prune-layers", "--target", "1.5"], "out of range: give a share between 0 and 1"),
         (["prune-layers", "--bits", "4"], "--bits is of no use to --method prune-layers"),
+        (["prune-layers", "--asymmetric"], "--symmetric is of no use to --method prune-layers"),
+        (["wanda", "--target", "0"], "--target is of no use to --method wanda"),
         (["prune-layers", "--layers-by", "luck"], "use perplexity, influence, angular"),
         (["prune-layers", "--resume"], "--resume is of no use"),
         (["prune-ffn", "--format", "gptq"], "--format is of no use"),
