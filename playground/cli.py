@@ -225,6 +225,14 @@ app.command("serve", epilog="Example: playground serve --port 7861 --model ./my-
 def train(
     config: Annotated[Path, typer.Argument(help="Training config, .toml or .json.")],
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FOLDER",
+            help="Go on from this model, such as one with fewer KV heads: its weights, shape and tokenizer.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model: checkpoints, loss curve, held-out bits per byte and samples go to the config's output folder."""
     import logging
@@ -232,7 +240,7 @@ def train(
     from playground.training.trainer import train as run_training
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    print(run_training(config, resume=resume))
+    print(run_training(config, resume=resume, start=start))
 
 
 @app.command(epilog="Example: playground info --json")

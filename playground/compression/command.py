@@ -10,10 +10,15 @@ from typing import Annotated, Any
 
 import typer
 
+from playground.compression.pruning_command import PRUNING_METHODS, USES, prune_weights
 from playground.config import QUANTIZATION_SHORT_NAMES, QuantizationConfig
 from playground.errors import ConfigError
 
 INTERRUPTED = 130
+_METHOD_HELP = (
+    "Quantize: rtn, gptq, awq or nf4; or int8, int4, int2, gptq-int4, awq-int4. Prune: prune-layers, prune-ffn, "
+    "prune-heads; zeros: magnitude, wanda, sparsegpt. Change the number of KV heads: gqa."
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,14 @@ class Options:
     file_format: str | None = None
     device: str = "auto"
     resume: bool = False
+    target: float | None = None
+    target_of: str | None = None
+    rounds: int | None = None
+    layers_by: str | None = None
+    sparsity: str | None = None
+    kv_heads: int | None = None
+    pooling: str | None = None
+    heal: int | None = None
 
 
 def quantize_weights(options: Options) -> None:
@@ -74,7 +87,10 @@ def quantize_weights(options: Options) -> None:
     typer.echo(f"{done.output}: {sizes}")
 
 
-METHODS: dict[str, Callable[[Options], None]] = dict.fromkeys(("rtn", "gptq", "awq", "nf4"), quantize_weights)
+METHODS: dict[str, Callable[[Options], None]] = {
+    **dict.fromkeys(("rtn", "gptq", "awq", "nf4"), quantize_weights),
+    **dict.fromkeys(PRUNING_METHODS, prune_weights),
+}
 
 
 def quantization_config(options: Options) -> QuantizationConfig:
@@ -94,6 +110,9 @@ def quantization_config(options: Options) -> QuantizationConfig:
         "damping": options.damping,
         "double_quant": options.double_quant,
     }
+    for name in USES:
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is of no use to --method {options.method}: leave it out.")
     return QuantizationConfig(**{**values, **_given(asked)})
 
 
@@ -103,7 +122,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def compress(
     output: Annotated[Path, typer.Option(help="Folder for the smaller model; must not exist yet.")],
-    method: Annotated[str, typer.Option(help="rtn, gptq, awq or nf4; or int8, int4, int2, gptq-int4, awq-int4.")],
+    method: Annotated[str, typer.Option(help=_METHOD_HELP)],
     model: Annotated[str | None, typer.Argument(help="Folder or hub id. Default: the bundled model.")] = None,
     bits: Annotated[int | None, typer.Option(help="2, 3, 4 or 8. Default: 8 for rtn, else 4.")] = None,
     group_size: Annotated[
@@ -129,7 +148,9 @@ def compress(
     ] = None,
     calibration: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="gptq, awq: plain text; may be repeated. Default: the model's own writing."),
+        typer.Option(
+            metavar="FILE", help="Plain text to measure on; may be repeated. Default: the model's own writing."
+        ),
     ] = None,
     calibration_sequences: Annotated[int | None, typer.Option(help="How many sequences. Default: 128.")] = None,
     calibration_length: Annotated[int | None, typer.Option(help="Tokens of each. Default: 512.")] = None,
@@ -141,11 +162,35 @@ def compress(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run of the same options.")
     ] = False,
+    target: Annotated[float | None, typer.Option(help="prune-*: the share that goes, 0 to 1. Default: 0.25.")] = None,
+    target_of: Annotated[
+        str | None,
+        typer.Option(help="prune-*: of what; parts (layers, FFN channels, heads; default) or all parameters."),
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(help="prune-*: go there in so many steps, measured anew and healed in each.")
+    ] = None,
+    layers_by: Annotated[
+        str | None, typer.Option(help="prune-layers: least perplexity (default), influence or angular distance.")
+    ] = None,
+    sparsity: Annotated[
+        str | None,
+        typer.Option(help="magnitude, wanda, sparsegpt: the share of zeros, or 2:4. Default: 0.5."),
+    ] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="gqa: the new number of KV heads.")] = None,
+    pooling: Annotated[
+        str | None, typer.Option(help="gqa: what becomes of a group's heads: mean (default), first or random.")
+    ] = None,
+    heal: Annotated[
+        int | None,
+        typer.Option(metavar="STEPS", help="Pruning and gqa: train so long on the calibration text, by distillation."),
+    ] = None,
 ) -> None:
     """Make a model smaller: a new folder is written layer by layer, the model itself stays as it is."""
     options = Options(
         model, method, output, bits, group_size, symmetric, act_order, static_groups, damping, double_quant,
         tuple(calibration or ()), calibration_sequences, calibration_length, file_format, device, resume,
+        target, target_of, rounds, layers_by, sparsity, kv_heads, pooling, heal,
     )  # fmt: skip
     known = {**dict.fromkeys(QUANTIZATION_SHORT_NAMES, quantize_weights), **METHODS}
     if method not in known:
@@ -155,5 +200,7 @@ def compress(
     try:
         known[method](options)
     except KeyboardInterrupt:
-        typer.echo("interrupted: the layers that are done are kept; the same command with --resume goes on.", err=True)
+        kept = "the layers that are done are kept; the same command with --resume goes on."
+        kept = "nothing is written." if method in PRUNING_METHODS else kept
+        typer.echo(f"interrupted: {kept}", err=True)
         raise typer.Exit(INTERRUPTED) from None

@@ -43,8 +43,7 @@ class CheckpointWriter:
             part: "model.safetensors" if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
             for number, part in enumerate(parts, 1)
         }
-        if self.output.is_file() or (self.output.is_dir() and any(self.output.iterdir())):
-            raise ConfigError(f"{self.output} exists already: give another output folder, or remove it.")
+        check_free(self.output)
         with self._writing("the output folder"):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._drop_leftovers()
@@ -150,6 +149,12 @@ class CheckpointWriter:
                 return (opened.metadata() or {}).get("recipe")
         except (SafetensorError, OSError):
             return None
+
+
+def check_free(output: Path) -> None:
+    """Raises `ConfigError` where something stands in the place of a new checkpoint; an empty folder may."""
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise ConfigError(f"{output} exists already: give another output folder, or remove it.")
 
 
 def _goes_along(file: Path) -> bool:

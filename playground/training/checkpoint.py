@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from playground.errors import ConfigError
-from playground.training.model import TrainableLlama
+from playground.training.model import ModelShape, TrainableLlama
 
 KEEP = 2
 
@@ -75,3 +75,42 @@ def load_weights(source: Path, model: TrainableLlama) -> None:
                 f"{folder} does not fit the configured model: {name} should be {tuple(parameter.shape)}, is {had}."
             )
     model.load_named_weights(weights)
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """The shape of a model folder that can be trained on: a Llama with tied embeddings, as `export_model` writes.
+
+    Raises `ConfigError` where there is none, or one with parts that `TrainableLlama` does not have.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"{folder} has no readable config.json: give a model folder in Hugging Face format."
+        ) from None
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    others = {
+        "a config of another family": raw.get("model_type") != "llama",
+        "quantized weights": bool(raw.get("quantization_config")),
+        "an output head of its own": not raw.get("tie_word_embeddings", False),
+        "biases": bool(raw.get("attention_bias") or raw.get("mlp_bias")),
+        "scaled rotary positions": rope.get("rope_type", rope.get("type", "default")) != "default",
+        "another activation than silu": raw.get("hidden_act", "silu") != "silu",
+    }
+    for what, found in others.items():
+        if found:
+            raise ConfigError(f"{folder} has {what}: training goes on from Llama models with tied embeddings only.")
+    heads = raw["num_attention_heads"]
+    return ModelShape(
+        vocab_size=raw["vocab_size"],
+        hidden_size=raw["hidden_size"],
+        num_layers=raw["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+        intermediate_size=raw["intermediate_size"],
+        rope_theta=rope.get("rope_theta") or raw.get("rope_theta") or 10000.0,
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+        max_position_embeddings=raw.get("max_position_embeddings", 2048),
+    )

@@ -6,7 +6,6 @@ itself, because that is what a draft model will be asked to guess.
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 
@@ -17,11 +16,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from playground.errors import ConfigError
-from playground.training.checkpoint import load_weights
+from playground.training.checkpoint import load_weights, read_shape
 from playground.training.config import StageConfig, TrainConfig
 from playground.training.data import Rows
 from playground.training.generation import generate
-from playground.training.model import IGNORE_INDEX, ModelShape, TrainableLlama
+from playground.training.model import IGNORE_INDEX, TrainableLlama
 from playground.training.tokenizer import load_tokenizer, save_tokenizer
 from playground.training.trainer import LossFunction, Trainer
 from playground.training.workers import Group
@@ -110,20 +109,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperat
 
 
 def load_model(folder: Path, compute_dtype: torch.dtype) -> TrainableLlama:
-    """A TrainableLlama from a Hugging Face folder that `export_model` wrote."""
-    config = json.loads((folder / "config.json").read_text())
-    shape = ModelShape(
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=config["num_attention_heads"],
-        num_kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
-        intermediate_size=config["intermediate_size"],
-        rope_theta=config["rope_theta"],
-        rms_norm_eps=config["rms_norm_eps"],
-        max_position_embeddings=config["max_position_embeddings"],
-    )
-    model = TrainableLlama(shape, compute_dtype)
+    """A TrainableLlama from a Hugging Face folder; see `read_shape` for which can be."""
+    model = TrainableLlama(read_shape(folder), compute_dtype)
     load_weights(folder, model)
     return model

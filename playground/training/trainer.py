@@ -23,8 +23,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from playground.errors import ConfigError, PlaygroundError
-from playground.training.checkpoint import Progress, checkpoints, load_checkpoint, load_weights, save_checkpoint
-from playground.training.config import StageConfig, TrainConfig, load_config
+from playground.training.checkpoint import (
+    Progress,
+    checkpoints,
+    load_checkpoint,
+    load_weights,
+    read_shape,
+    save_checkpoint,
+)
+from playground.training.config import StageConfig, TrainConfig, load_config, parse_config
 from playground.training.data import Corpus, Rows, build_rows
 from playground.training.evaluate import bits_per_byte, loss_by_position, reply
 from playground.training.export import export_model
@@ -50,9 +57,16 @@ class TrainingInterrupted(PlaygroundError):
     """The run was asked to stop; its state is saved."""
 
 
-def train(config_path: Path, resume: bool = False, stop_after_steps: int | None = None) -> Path:
-    """Trains as the file says, from the newest checkpoint if `resume`; returns the folder of the exported model."""
+def train(
+    config_path: Path, resume: bool = False, stop_after_steps: int | None = None, start: Path | None = None
+) -> Path:
+    """Trains as the file says, from the newest checkpoint if `resume`; returns the folder of the exported model.
+
+    With `start`, a model folder, weights, shape and tokenizer are that model's, whatever the file says.
+    """
     config = load_config(Path(config_path))
+    if start is not None:
+        config = starting_from(config, Path(start))
     group, helpers = start_helpers(config.workers, _help, config, resume, stop_after_steps)
     try:
         return _make(config, resume, group).run(stop_after_steps)
@@ -60,6 +74,14 @@ def train(config_path: Path, resume: bool = False, stop_after_steps: int | None 
         group.close()
         for helper in helpers:
             helper.join(timeout=60)
+
+
+def starting_from(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The same run with another start. Raises `ConfigError` for a model that cannot be trained on."""
+    shape = read_shape(folder).as_dict()
+    del shape["vocab_size"]  # the tokenizer's
+    start = {"model": shape, "init_from": str(folder), "tokenizer": str(folder)}
+    return parse_config({**config.model_dump(), **start})
 
 
 def _make(config: TrainConfig, resume: bool, group: Group) -> Trainer:
