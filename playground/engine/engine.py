@@ -57,6 +57,7 @@ from playground.models.kv_cache import KVCache, kv_dtype
 from playground.models.layers import AttentionName
 from playground.models.loader import LoadedModel, load_model, read_config, resolve_model_path
 from playground.models.tokenizer import check_vocabulary, load_tokenizer
+from playground.models.weights import OnProgress
 from playground.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class Engine:
     Raises `ConfigError` or `ModelLoadError` at construction. A context manager; `close` frees the memory.
     """
 
-    def __init__(self, config: EngineConfig | None = None) -> None:
+    def __init__(self, config: EngineConfig | None = None, *, on_progress: OnProgress | None = None) -> None:
+        """`on_progress` hears of every layer of the model that was built; what it raises ends the loading."""
         given = config or EngineConfig()
         device = resolve_device(given.device)
         path = resolve_model_path(given.model or str(BUNDLED_MODEL), given.revision, load_format=given.load_format)
@@ -83,11 +85,17 @@ class Engine:
         self._request_ids = itertools.count(1)
         self._submit_lock = threading.Lock()
         self._last_stats = EngineStats()
-        self._loop = EngineLoop(partial(self._load, given, path, device, dtype, attention))
+        self._loop = EngineLoop(partial(self._load, given, path, device, dtype, attention, on_progress))
         self._core: EngineCore | None = self._loop.core
 
     def _load(
-        self, given: EngineConfig, path: Path, device: torch.device, dtype: torch.dtype, attention: AttentionName
+        self,
+        given: EngineConfig,
+        path: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        attention: AttentionName,
+        on_progress: OnProgress | None,
     ) -> EngineCore:
         loaded = load_model(
             str(path),
@@ -99,6 +107,7 @@ class Engine:
             sliding_window=given.sliding_window,
             seed=given.seed,
             quantization=cast(QuantizationConfig | None, given.quantization),  # validation has resolved names
+            on_progress=on_progress,
         )
         draft = load_draft(given, loaded, device, dtype)
         self.config: EngineConfig = resolve_config(
@@ -377,6 +386,17 @@ class Engine:
                 core.scheduler.tables.flush()
 
         self._loop.post(flush)
+
+    def pause(self) -> None:
+        """Run no step until `resume`, and give the threads of its computing back: what else computes has the cores.
+
+        Requests are still taken and wait; nothing is freed. Closing ends a pause.
+        """
+        self._loop.pause()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._loop.resume()
 
     def close(self) -> None:
         """Write the prefix cache to `prefix_cache_dir` if there is one, end all requests with an error, stop the

@@ -32,6 +32,8 @@ class EngineLoop:
         self._inbox: deque[Callable[[EngineCore], None]] = deque()
         self._wake = threading.Condition()
         self._closing = False
+        self._pausing = False
+        self._parked = False  # the thread has ended for a pause: who has a command carries it out
         built: Future[EngineCore] = Future()
         # In a list, which is emptied: a thread holds on to its arguments, and `build` to the engine.
         self._thread = threading.Thread(target=self._run, args=([build], built), name="engine-loop", daemon=True)
@@ -52,8 +54,12 @@ class EngineLoop:
         with self._wake:
             if self._closing:
                 return False
-            self._inbox.append(command)
-            self._wake.notify()
+            if self._parked:
+                assert self._core is not None
+                self._carry_out(command, self._core)
+            else:
+                self._inbox.append(command)
+                self._wake.notify()
         return True
 
     def call(self, command: Callable[[EngineCore], T]) -> T:
@@ -74,10 +80,32 @@ class EngineLoop:
         """Answer every request with an error, then end the thread. Waits for it."""
         with self._wake:
             self._closing = True
+            if self._parked and self._core is not None:
+                self._core.fail_all(CLOSED)
             self._wake.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
         self._core = None
+
+    def pause(self) -> None:
+        """End the thread after the step that is being run: torch's workers for it end with it. Waits for that.
+
+        Commands are carried out meanwhile, by whoever gives them, steps are not. Not for the engine thread.
+        """
+        with self._wake:
+            self._pausing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def resume(self) -> None:
+        """Run steps again, on a new thread."""
+        with self._wake:
+            self._pausing = False
+            if self._closing or not self._parked:
+                return
+            self._parked = False
+            self._thread = threading.Thread(target=self._serve, args=(self._core,), name="engine-loop", daemon=True)
+            self._thread.start()
 
     def _run(self, build: list[Callable[[], EngineCore]], built: "Future[EngineCore]") -> None:
         try:
@@ -87,12 +115,18 @@ class EngineLoop:
             return
         built.set_result(core)
         del built
+        self._serve(core)
+
+    def _serve(self, core: EngineCore) -> None:
         while True:
             if not (core.has_work or self._inbox):
                 release_workers()
             with self._wake:
-                self._wake.wait_for(lambda: self._inbox or self._closing or core.has_work)
+                self._wake.wait_for(lambda: self._inbox or self._closing or self._pausing or core.has_work)
                 closing = self._closing
+                if self._pausing and not self._inbox and not closing:
+                    self._parked = True
+                    return
             try:
                 while self._inbox:  # kept in no variable: a command holds on to the engine that posted it
                     self._inbox.popleft()(core)
@@ -102,6 +136,16 @@ class EngineLoop:
                 if core.has_work:
                     core.step()
             except Exception as error:
-                # Whatever a step did not contain itself: nobody may be left waiting, and the next request is served.
-                logger.exception("an engine step failed")
-                core.fail_all(f"the engine step failed: {type(error).__name__}: {error}")
+                _contain(error, core)
+
+    def _carry_out(self, command: Callable[[EngineCore], None], core: EngineCore) -> None:
+        try:
+            command(core)
+        except Exception as error:
+            _contain(error, core)
+
+
+def _contain(error: Exception, core: EngineCore) -> None:
+    """What a step did not contain itself: nobody may be left waiting, and the next request is served."""
+    logger.exception("an engine step failed")
+    core.fail_all(f"the engine step failed: {type(error).__name__}: {error}")

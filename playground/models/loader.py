@@ -23,7 +23,14 @@ from playground.models.hub import is_gguf, resolve_model_path
 from playground.models.layers import AttentionName
 from playground.models.quantize_on_load import QuantizeOnLoad
 from playground.models.quantized_checkpoint import match_quantized
-from playground.models.weights import DummyTensors, QuantizedSource, TensorSource, build_weights, weights_nbytes
+from playground.models.weights import (
+    DummyTensors,
+    OnProgress,
+    QuantizedSource,
+    TensorSource,
+    build_weights,
+    weights_nbytes,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,11 +58,13 @@ def load_model(
     sliding_window: int | None = None,
     seed: int = 0,
     quantization: QuantizationConfig | None = None,
+    on_progress: OnProgress | None = None,
 ) -> LoadedModel:
     """Load a model. `dtype` None is the checkpoint's own; `sliding_window` None is the model's own.
 
-    `quantization` quantizes its matrices one by one while they are read. Raises `ModelLoadError`, or `ConfigError`
-    where the weights cannot be quantized so, one sentence.
+    `quantization` quantizes its matrices one by one while they are read. `on_progress` hears of every layer that was
+    built, and may raise to end it. Raises `ModelLoadError`, or `ConfigError` where the weights cannot be quantized so,
+    one sentence.
     """
     device, dummy = torch.device(device), load_format == "dummy"
     path = resolve_model_path(path_or_id, revision, load_format=load_format)
@@ -64,13 +73,15 @@ def load_model(
         config = config.with_sliding_window(sliding_window)
     dtype = usable_dtype(config.dtype if dtype is None else dtype, device)
     if dummy:
-        weights = _build(config, DummyTensors(config, seed, device), dtype, device, quantization)
+        weights = _build(config, DummyTensors(config, seed, device), dtype, device, quantization, on_progress)
     elif is_gguf(path):
         with GGUFFile(path) as file:
-            weights = _build(config, gguf_tensors(config, file, dtype, device), dtype, device, quantization)
+            weights = _build(
+                config, gguf_tensors(config, file, dtype, device), dtype, device, quantization, on_progress
+            )
     else:
         with Checkpoint(path) as checkpoint:
-            weights = _build(config, check_names(config, checkpoint), dtype, device, quantization)
+            weights = _build(config, check_names(config, checkpoint), dtype, device, quantization, on_progress)
     model = Decoder(config, weights, dtype=dtype, device=device, attention=attention)
     size = weights_nbytes(weights)
     logger.info("loaded %s (%s, %.1f MB, %s on %s)", path, config.architecture, size / 1e6, dtype, device)
@@ -91,13 +102,15 @@ def _build(
     dtype: torch.dtype,
     device: torch.device,
     quantization: QuantizationConfig | None,
+    on_progress: OnProgress | None,
 ) -> DecoderWeights:
     if quantization is None:
-        return build_weights(config, source, dtype, device)
+        return build_weights(config, source, dtype, device, on_progress=on_progress)
     if isinstance(source, QuantizedSource):
         raise ConfigError("the checkpoint is quantized already: leave quantization out, or give the original weights.")
     quantizing = QuantizeOnLoad(source, config, quantization, dtype, device)
-    return build_weights(config, quantizing, dtype, device, int8_activations=quantization.method == "w8a8")
+    int8 = quantization.method == "w8a8"
+    return build_weights(config, quantizing, dtype, device, int8_activations=int8, on_progress=on_progress)
 
 
 def usable_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:

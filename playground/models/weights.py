@@ -22,6 +22,9 @@ from playground.quantization.blocks import BlockWeight, join_blocks
 from playground.quantization.linear import AnyQuantized, QuantizedLinear
 from playground.quantization.weight import QuantizedWeight, join, joinable
 
+OnProgress = Callable[[int, int], None]
+"""Called with how many of a model's layers have been built, and of how many."""
+
 
 class TensorSource(Protocol):
     """Tensors by their checkpoint name. `use` must copy what it keeps."""
@@ -74,10 +77,12 @@ def build_weights(
     device: torch.device,
     *,
     int8_activations: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> DecoderWeights:
     """Everything that a `Decoder` of this config needs, from tensors named as in `families`.
 
     `int8_activations` rounds what goes into int8 matrices of the layers to int8, as files may say that it is.
+    `on_progress` hears of every layer that was built; what it raises ends the building.
     """
     builder = WeightBuilder(config, source, dtype, device, int8_activations=int8_activations)
     names = config.family.names
@@ -93,6 +98,8 @@ def build_weights(
     layers = []
     for number in range(config.num_layers):
         layers.append(builder.layer(number, shapes))
+        if on_progress is not None:
+            on_progress(number + 1, config.num_layers)
         if isinstance(source, QuantizedSource):  # unpacked codes lie between packed ones: the heap would stay as large
             return_memory_to_system()
     return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)

@@ -13,13 +13,12 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
-from playground.engine.engine import Engine
 from playground.errors import PlaygroundError
 from playground.sessions import SessionStore
-from playground.telemetry import TelemetryHub
 from playground.telemetry.pace import pause
 from playground.ui import views
 from playground.ui.frames import ReplyFrames
+from playground.ui.host import EngineHost
 from playground.ui.runs import ChatRun, RunRegistry
 from playground.ui.turns import Turns, Wish
 from playground.ui.wording import PAGE_NAME
@@ -32,17 +31,19 @@ Outputs = tuple[Any, Any, Any]
 Frames = AsyncGenerator[Outputs, None]
 CHATS_SHOWN = 200
 STEPS_LOOKED_AT = 8
+MODEL_CHANGED = "the model was changed"
 FAULT = f"{PAGE_NAME} could not do that because of a fault of its own; its log says more. Try again."
 
 
 class ChatHandlers:
-    """The handlers of one page over one engine and one store."""
+    """The handlers of one page over the engine of the moment and one store."""
 
-    def __init__(self, engine: Engine, store: SessionStore, hub: TelemetryHub) -> None:
+    def __init__(self, host: EngineHost, store: SessionStore) -> None:
         self._store = store
-        self._hub = hub
+        self._host = host
         self.runs = RunRegistry()
-        self._turns = Turns(engine, store, self.runs)
+        self._turns = Turns(host, store, self.runs)
+        host.follow(leaves=lambda serving: self.runs.end_all(MODEL_CHANGED))
         self._shown: dict[str, int | None] = {}
         """Which chat each browser tab shows, to end a stream whose tab has moved on."""
 
@@ -189,7 +190,7 @@ class ChatHandlers:
 
     def _num_read(self, run: ChatRun) -> int | None:
         """How much of a run's prompt the engine's latest steps have computed; None where they had no part of it."""
-        for step in reversed(self._hub.recent_steps(STEPS_LOOKED_AT)):
+        for step in reversed(self._host.hub.recent_steps(STEPS_LOOKED_AT)):
             for share in step.requests:
                 if share.request_id == run.id:
                     return min(share.num_computed_tokens + share.num_tokens, run.num_prompt_tokens)

@@ -147,13 +147,14 @@ def _serve(options: ServeOptions, stop: _StopSignal) -> None:
 
     with ExitStack() as stack:
         store = stack.enter_context(SessionStore(options.db))
-        from playground.engine.engine import Engine
+        from playground.ui.host import EngineHost
 
-        engine = stack.enter_context(Engine(config))
+        host_of_engine = stack.enter_context(EngineHost())
+        host_of_engine.load(config).result()
         gradio.join()
         from playground.ui.app import build_ui
 
-        app = build_ui(engine, store)
+        app = build_ui(host_of_engine, store)
         try:
             _, _, public_url = app.demo.launch(
                 server_name=host,

@@ -1,10 +1,11 @@
-"""The live frames over HTTP: one server-sent event stream, and the worker through which a browser's tabs share it.
+"""The live frames over HTTP: one server-sent event stream, which tells of another model too, and its shared worker.
 
 A browser opens at most six connections to one address, for all of its tabs together; a stream a tab would use them up.
 So the tabs share one through a `SharedWorker`, where there are such, and only else have a stream each.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,20 +13,22 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from playground.telemetry import FrameFeed, FrameReader
+from playground.telemetry import FrameReader
 from playground.ui.components import STATIC
+from playground.ui.host import EngineHost
+from playground.ui.host_view import host_view
 
 QUIET_SECONDS = 15.0
 """An idle stream says so this often, or proxies would take it for dead."""
 RETRY_MS = 1000
 
 
-def live_routes(feed: FrameFeed) -> list[Route]:
+def live_routes(host: EngineHost) -> list[Route]:
     """Routes for `launch(app_kwargs={"routes": ...})`."""
 
     async def frames(request: Request) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(feed, request), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(_events(host, request), media_type="text/event-stream", headers=headers)
 
     async def worker(request: Request) -> Response:
         code = (STATIC / "live" / "worker.js").read_text(encoding="utf-8")
@@ -34,7 +37,7 @@ def live_routes(feed: FrameFeed) -> list[Route]:
     return [Route("/live/frames", frames), Route("/live/worker.js", worker)]
 
 
-async def _events(feed: FrameFeed, request: Request) -> AsyncIterator[str]:
+async def _events(host: EngineHost, request: Request) -> AsyncIterator[str]:
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
 
     def wake() -> None:
@@ -43,12 +46,17 @@ async def _events(feed: FrameFeed, request: Request) -> AsyncIterator[str]:
         except RuntimeError:  # the server's loop has ended, and its streams with it
             reader.close()
 
-    reader = feed.read(wake)
+    reader = host.feed.read(wake)
+    stop_listening = host.on_change(wake)
+    told = -1
     gone = asyncio.create_task(_gone(request))
     gone.add_done_callback(lambda _: ready.set())
     try:
         yield f"retry: {RETRY_MS}\n\n"
         while not gone.done():
+            if host.revision != told:  # before the frames, which may be of the new engine
+                told = host.revision
+                yield f"event: host\ndata: {json.dumps(host_view(host), allow_nan=False)}\n\n"
             async for text in _ready_frames(reader):
                 yield f"data: {text}\n\n"
             if reader.ended:
@@ -60,6 +68,7 @@ async def _events(feed: FrameFeed, request: Request) -> AsyncIterator[str]:
             ready.clear()
     finally:
         gone.cancel()
+        stop_listening()
         reader.close()
 
 

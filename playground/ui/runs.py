@@ -43,6 +43,8 @@ class ChatRun:
         """Messages at the start of the chat that did not fit the model's context any more."""
         self.problem: str | None = None
         """Why the finished reply could not be stored, in one sentence."""
+        self.cancelled_for: str | None = None
+        """Why it was cancelled, where not by a user."""
         self._handle = handle
         self._pieces: list[str] = []
         self._num_tokens = 0
@@ -62,8 +64,9 @@ class ChatRun:
     def wait(self, timeout: float | None = None) -> bool:
         return self._ended.wait(timeout)
 
-    def cancel(self) -> None:
+    def cancel(self, why: str | None = None) -> None:
         """Stop the engine's work on it within one step. The text so far is stored as "stopped"."""
+        self.cancelled_for = self.cancelled_for or why
         self._handle.cancel()
 
     def progress(self) -> Progress:
@@ -135,12 +138,15 @@ class RunRegistry:
         for run in runs:
             run.cancel()
 
-    def close(self, timeout: float = 3.0) -> None:
+    def end_all(self, why: str | None = None, timeout: float = 3.0) -> None:
         """Cancel all runs and wait until their replies are stored, `timeout` seconds at most."""
         with self._lock:
             runs = list(self._runs.values())
         for run in runs:
-            run.cancel()
+            run.cancel(why)
         deadline = time.monotonic() + timeout
         for run in runs:
             run.wait(max(0.0, deadline - time.monotonic()))
+
+    def close(self, timeout: float = 3.0) -> None:
+        self.end_all(timeout=timeout)

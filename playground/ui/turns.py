@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from playground.config import EngineConfig
 from playground.engine.engine import Engine
 from playground.engine.outputs import Generation
 from playground.errors import RequestError
 from playground.sampling_params import SamplingParams
 from playground.sessions import MessageInfo, RunStatus, SessionStore, StorageError
+from playground.ui.host import EngineHost
 from playground.ui.runs import ChatRun, Keep, RunRegistry
 from playground.ui.settings import sampling_params
 from playground.ui.wording import metrics_dict
@@ -53,13 +55,15 @@ def fit(engine: Engine, system_prompt: str, messages: Sequence[MessageInfo], max
 
 
 class Turns:
-    """The conversation's verbs for one engine and one store. Every method may block: call it off the event loop."""
+    """The conversation's verbs, for the engine of the moment and one store.
 
-    def __init__(self, engine: Engine, store: SessionStore, runs: RunRegistry) -> None:
-        self._engine = engine
+    Every method may block: call it off the event loop.
+    """
+
+    def __init__(self, host: EngineHost, store: SessionStore, runs: RunRegistry) -> None:
+        self._host = host
         self._store = store
         self.runs = runs
-        self._config = engine.config.model_dump(mode="json")
 
     def ask(self, chat_id: int | None, text: str, wish: Wish, owner: str) -> ChatRun:
         """Send a question at the end of a chat (None: a new one) and start the reply."""
@@ -69,7 +73,7 @@ class Turns:
         if chat_id is not None:
             self._require(chat_id)
             return self._question(chat_id, self._store.messages(chat_id), text, wish, params, owner)
-        self._check(text, wish, params)
+        self._check(self._host.require(), text, wish, params)
         chat = self._store.create_chat(system_prompt=wish.system_prompt)
         try:
             return self._question(chat.id, [], text, wish, params, owner)
@@ -91,8 +95,9 @@ class Turns:
 
         def make() -> tuple[ChatRun, Keep]:
             self._store.set_system_prompt(chat_id, wish.system_prompt)
-            run = self._submit(chat_id, [*before, question], wish, params, owner)
-            return run, self._keeper(run, question.id, params)
+            engine = self._host.require()
+            run = self._submit(engine, chat_id, [*before, question], wish, params, owner)
+            return run, self._keeper(run, question.id, params, engine.config)
 
         return self.runs.start(chat_id, make)
 
@@ -125,11 +130,11 @@ class Turns:
                 return messages[:index], messages[index], messages[index + 1] if index + 1 < len(messages) else None
         raise RequestError("This chat has no message yet: write one first.")
 
-    def _check(self, text: str, wish: Wish, params: SamplingParams) -> None:
+    def _check(self, engine: Engine, text: str, wish: Wish, params: SamplingParams) -> None:
         """Refuse what the engine would refuse, before anything is stored."""
         question = MessageInfo(0, 0, None, "user", text, 0)
-        fitted = fit(self._engine, wish.system_prompt, [question], params.max_tokens)
-        limit = (self._engine.config.max_model_len or 0) - 1
+        fitted = fit(engine, wish.system_prompt, [question], params.max_tokens)
+        limit = (engine.config.max_model_len or 0) - 1
         if len(fitted.token_ids) > limit:
             raise RequestError(
                 f"The message is too long: it makes a prompt of {len(fitted.token_ids)} tokens, and this model takes "
@@ -142,40 +147,47 @@ class Turns:
         parent_id = before[-1].id if before else None
 
         def make() -> tuple[ChatRun, Keep]:
-            self._check(text, wish, params)
+            engine = self._host.require()
+            self._check(engine, text, wish, params)
             draft = MessageInfo(0, chat_id, parent_id, "user", text, 0)
-            run = self._submit(chat_id, [*before, draft], wish, params, owner)
+            run = self._submit(engine, chat_id, [*before, draft], wish, params, owner)
             try:
                 self._store.set_system_prompt(chat_id, wish.system_prompt)
                 question = self._store.append_user_message(chat_id, parent_id=parent_id, text=text)
             except BaseException:
                 run.cancel()
                 raise
-            return run, self._keeper(run, question.id, params)
+            return run, self._keeper(run, question.id, params, engine.config)
 
         return self.runs.start(chat_id, make)
 
     def _submit(
-        self, chat_id: int, messages: Sequence[MessageInfo], wish: Wish, params: SamplingParams, owner: str
+        self,
+        engine: Engine,
+        chat_id: int,
+        messages: Sequence[MessageInfo],
+        wish: Wish,
+        params: SamplingParams,
+        owner: str,
     ) -> ChatRun:
-        fitted = fit(self._engine, wish.system_prompt, messages, params.max_tokens)
-        handle = self._engine.submit(fitted.token_ids, params)
+        fitted = fit(engine, wish.system_prompt, messages, params.max_tokens)
+        handle = engine.submit(fitted.token_ids, params)
         return ChatRun(chat_id, owner, handle, len(fitted.token_ids), fitted.num_left_out)
 
-    def _keeper(self, run: ChatRun, question_id: int, params: SamplingParams) -> Keep:
+    def _keeper(self, run: ChatRun, question_id: int, params: SamplingParams, config: EngineConfig) -> Keep:
         def keep(generation: Generation) -> None:
             ended: dict[str, RunStatus] = {"abort": "stopped", "error": "error"}
             metrics = metrics_dict(generation.metrics)
             metrics |= {"finish_reason": generation.finish_reason, "num_messages_left_out": run.num_left_out}
-            if generation.error:
-                metrics["error"] = generation.error
+            if generation.error or run.cancelled_for:
+                metrics["error"] = generation.error or run.cancelled_for
             self._store.append_reply(
                 run.chat_id,
                 parent_id=question_id,
                 text=generation.text,
                 status=ended.get(generation.finish_reason, "done"),
                 metrics=metrics,
-                config=self._config,
+                config=config.model_dump(mode="json"),
                 params=params.model_dump(mode="json"),
                 seed=params.seed,
             )

@@ -112,6 +112,7 @@ class Tab:
     def open(self, query: str = "") -> None:
         self.page.goto(self.address + query)
         self.page.locator("#transcript .transcript > *").first.wait_for()
+        self.page.locator("#topbar .about .chip").first.wait_for(state="attached")
 
     def close(self) -> None:
         self.context.close()

@@ -8,18 +8,24 @@ import pytest
 
 from playground import Engine, EngineConfig
 from playground.sessions import SessionStore
-from playground.telemetry import TelemetryHub
 from playground.ui.handlers import ChatHandlers
+from playground.ui.host import EngineHost
 from tests.ui.endless import write_endless_model
 
 TAB = "tab-1"
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
     folder = write_endless_model(tmp_path_factory.mktemp("endless-llama"))
-    with Engine(EngineConfig(model=str(folder), device="cpu", dtype="float32", num_kv_blocks=2048)) as engine:
-        yield engine
+    with EngineHost() as host:
+        host.load(EngineConfig(model=str(folder), device="cpu", dtype="float32", num_kv_blocks=2048)).result()
+        yield host
+
+
+@pytest.fixture
+def engine(host: EngineHost) -> Engine:
+    return host.require()
 
 
 @pytest.fixture
@@ -29,11 +35,10 @@ def store() -> Iterator[SessionStore]:
 
 
 @pytest.fixture
-def handlers(engine: Engine, store: SessionStore) -> Iterator[ChatHandlers]:
-    with TelemetryHub(engine) as hub:
-        handlers = ChatHandlers(engine, store, hub)
-        yield handlers
-        handlers.runs.close()
+def handlers(host: EngineHost, store: SessionStore) -> Iterator[ChatHandlers]:
+    handlers = ChatHandlers(host, store)
+    yield handlers
+    handlers.runs.close()
 
 
 def request(tab: str = TAB, **query: str) -> Any:

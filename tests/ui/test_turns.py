@@ -5,6 +5,7 @@ import pytest
 from playground import Engine
 from playground.errors import PlaygroundError, RequestError
 from playground.sessions import SessionStore
+from playground.ui.host import EngineHost
 from playground.ui.runs import RunRegistry
 from playground.ui.turns import Turns, Wish, fit
 from tests.ui.conftest import TAB
@@ -14,8 +15,8 @@ WISH = Wish(SHORT, "")
 
 
 @pytest.fixture
-def turns(engine: Engine, store: SessionStore):
-    turns = Turns(engine, store, RunRegistry())
+def turns(host: EngineHost, store: SessionStore):
+    turns = Turns(host, store, RunRegistry())
     yield turns
     turns.runs.close()
 
@@ -159,8 +160,10 @@ def test_the_system_prompt_is_kept_with_the_chat_and_read_by_the_model(turns: Tu
 
 def test_the_oldest_turns_are_left_out_when_the_context_is_full(store: SessionStore, engine: Engine) -> None:
     config = engine.config.replace(max_model_len=256, num_kv_blocks=64)
-    with Engine(config) as small:
-        turns = Turns(small, store, RunRegistry())
+    with EngineHost() as small_host:
+        small_host.load(config).result()
+        small = small_host.require()
+        turns = Turns(small_host, store, RunRegistry())
         chat_id = None
         for number in range(6):
             chat_id = ask(turns, chat_id, f"question {number} " + "x" * 20)

@@ -9,24 +9,20 @@ from playground.ui.components import surface
 from playground.ui.handlers import ChatHandlers
 from playground.ui.pages.page import MANY, QUIET, Page, PageContext
 from playground.ui.settings import DEFAULTS, PRESETS, SETTINGS
-from playground.ui.wording import EMPTY_TITLE, EXAMPLES, PAGE_NAME, caption, empty_text, model_name
+from playground.ui.wording import EMPTY_TITLE, EXAMPLES, PAGE_NAME
 
 VIEWS = ("blocks", "requests", "throughput", "memory")
 """The panel's views from top to bottom: each is one file in `static/live/` that names itself so with `P.view`."""
 
 
 def build(context: PageContext) -> None:
-    engine = context.engine
-    do = ChatHandlers(engine, context.store, context.hub)
+    do = ChatHandlers(context.host, context.store)
     context.on_close.callback(do.runs.close)
-    name, parameters = model_name(engine.config.model or ""), engine.model_config.num_parameters
     words = {
         "name": PAGE_NAME,
         "empty_title": EMPTY_TITLE,
-        "empty_text": empty_text(name, parameters),
         "examples": EXAMPLES,
     }
-    composing = _settings() | {"context": engine.config.max_model_len or 0, "caption": caption(name, parameters)}
     surface("mountStrip", "strip", config={"tiles": strip.tiles()})
     sessions = surface("mountSessions", "sessions", events=("open", "new", "rename", "delete", "search"), live=True)
     with gr.Column(elem_id="chat"):
@@ -34,7 +30,7 @@ def build(context: PageContext) -> None:
             events = ("retry", "undo", "edit")
             transcript = surface("mountTranscript", "transcript", events=events, config=words, live=True)
             reply = surface("mountReply", "live", live=True)
-        composer = surface("mountComposer", "composer", events=("send", "stop"), config=composing)
+        composer = surface("mountComposer", "composer", events=("send", "stop"), config=_settings())
     surface("mountPanel", "panel", config={"views": VIEWS})
 
     everything = [transcript, reply, sessions]

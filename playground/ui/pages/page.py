@@ -7,9 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from playground.engine.engine import Engine
 from playground.sessions import SessionStore
-from playground.telemetry import FrameFeed, TelemetryHub
+from playground.ui.host import EngineHost
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 """For every event of ours: no spinner over the component, not in the public API, no queue of its own."""
@@ -22,10 +21,9 @@ class PageContext:
     """All that pages work with. It outlives none of them: what a page starts, it ends through `on_close`."""
 
     demo: gr.Blocks
-    engine: Engine
+    host: EngineHost
+    """The engine of the moment, with what watches it."""
     store: SessionStore
-    hub: TelemetryHub
-    feed: FrameFeed
     on_close: ExitStack
     """Callbacks for when the app ends, last one first."""
 

@@ -13,6 +13,8 @@
     const area = el("textarea", { rows: "1", placeholder: "Write a message", "aria-label": "Message", maxlength: "200000" });
     const used = el("span", { class: "used" });
     const send = el("button", { class: "button strong send", type: "button" });
+    const caption = el("p", { class: "caption" });
+    let [loaded, context] = [true, 0];
 
     // ---- settings ----
     const fields = new Map();
@@ -62,13 +64,13 @@
     const row = el("div", { class: "row" },
       el("label", { class: "button select" }, el("span", { class: "offscreen", text: "Preset" }), preset),
       toggle("sampling", "Sampling"), toggle("system", "System prompt", "System"), el("span", { class: "spacer" }), used, send);
-    element.append(el("form", { class: "box", autocomplete: "off", onsubmit: (event) => event.preventDefault() }, area, panels.sampling, panels.system, row), el("p", { class: "caption", text: config.caption }));
+    element.append(el("form", { class: "box", autocomplete: "off", onsubmit: (event) => event.preventDefault() }, area, panels.sampling, panels.system, row), caption);
 
     // ---- sending ----
     const fit = () => { area.style.height = "auto"; area.style.height = `${Math.min(area.scrollHeight, Math.round(window.innerHeight * 0.3))}px`; };
     const settings = () => ({ settings: values(), system: system.value });
     const submit = (text) => {
-      if (P.state.running || !text.trim()) return;
+      if (P.state.running || !loaded || !text.trim()) return;
       P.setState({ running: true });
       fire("send", { chat: P.state.chat, text, ...settings() });
       if (text === area.value) { area.value = ""; fit(); }
@@ -79,10 +81,15 @@
       const running = P.state.running;
       send.replaceChildren(running ? "Stop" : "Send", el("kbd", { text: running ? "Esc" : "Enter" }));
       send.setAttribute("aria-label", running ? "Stop the reply (Escape)" : "Send the message (Enter)");
-      send.disabled = !running && !area.value.trim();
-      used.textContent = P.state.tokens ? `${P.count(P.state.tokens)} of ${P.count(config.context)} tokens` : "";
+      send.disabled = !running && !(loaded && area.value.trim());
+      used.textContent = P.state.tokens && context ? `${P.count(P.state.tokens)} of ${P.count(context)} tokens` : "";
     };
-    used.setAttribute("data-tip", `How much of the model's context of ${P.count(config.context)} tokens this conversation fills, as of its latest reply.`);
+    P.host.onChange((host) => {
+      [loaded, context] = [host.loaded, host.context];
+      caption.textContent = host.caption;
+      used.setAttribute("data-tip", `How much of the model's context of ${P.count(context)} tokens this conversation fills, as of its latest reply.`);
+      refresh();
+    });
     send.addEventListener("click", () => { if (P.state.running) stop(); else submit(area.value); area.focus(); });
     area.addEventListener("input", () => { fit(); refresh(); });
     area.addEventListener("keydown", (event) => {

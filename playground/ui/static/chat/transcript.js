@@ -62,9 +62,11 @@
       return el("div", { class: `message reply${last ? " last" : ""}` }, text, el("div", { class: "foot" }, figures, actions));
     };
 
+    const about = el("div", { class: "about-model" });
+    P.host.onChange((host) => about.replaceChildren(...host.empty_text.map((text) => el("p", { text }))));
     const empty = () => el("div", { class: "empty" },
       el("h2", { text: config.empty_title }),
-      ...config.empty_text.map((text) => el("p", { text })),
+      about,
       el("div", { class: "examples", role: "group", "aria-label": "Example messages" }, ...config.examples.map((text) => el("button", { class: "example", type: "button", text, onclick: () => P.calls.send(text) }))));
 
     const draw = (value) => {

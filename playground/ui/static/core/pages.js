@@ -42,10 +42,20 @@
     const menu = el("button", { class: "tool menu", type: "button", "aria-label": "Chats", "aria-expanded": "false", onclick: () => { pages.show("chat"); P.calls.drawer(); } }, P.icon("menu"));
     P.calls.drawerChanged = (open) => menu.setAttribute("aria-expanded", String(open));
     const links = el("nav", { class: "pages", "aria-label": "Pages" }, ...config.pages.map((page) => el("a", { href: `#${page.name}`, "data-page": page.name, text: page.title })));
-    const chips = config.chips.map((chip) => el("span", { class: "chip", "data-tip": chip.tip, tabindex: "0" }, P.long({ label: chip.text, short: chip.short })));
+    const chips = el("span", { class: "about" });
     const step = el("span", { class: "chip step", "data-tip": "Engine steps since the start: each runs the model once over whatever is due.", tabindex: "0", hidden: true });
     const lost = el("span", { class: "chip lost", role: "status", hidden: true, "data-tip": "Nothing comes from the playground at present: what is shown is the last that came. It is tried again every few seconds." });
-    element.append(el("header", { class: "topbar" }, el("h1", { text: config.name }), links, el("span", { class: "spacer" }), el("div", { class: "chips" }, lost, ...chips, step), menu));
+    element.append(el("header", { class: "topbar" }, el("h1", { text: config.name }), links, el("span", { class: "spacer" }), el("div", { class: "chips" }, lost, chips, step), menu));
+    let said = "";
+    P.host.onChange((host) => {
+      const loading = host.loading && !host.loading.ended ? host.loading : null;
+      const all = [...host.chips];
+      if (loading) all.unshift({ text: `loading ${loading.model}`, short: "loading", tip: `Being loaded: ${loading.text}. The Models page says more.` });
+      else if (host.busy && host.loaded) all.unshift({ text: host.busy, short: host.busy, tip: "Messages wait until it has ended." });
+      if (said === JSON.stringify(all)) return;
+      said = JSON.stringify(all);
+      chips.replaceChildren(...all.map((chip) => el("span", { class: "chip", "data-tip": chip.tip, tabindex: "0" }, P.long({ label: chip.text, short: chip.short }))));
+    });
     P.live.onText(() => {
       step.hidden = !P.live.now.step;
       step.textContent = `step ${P.written(P.format.count(P.live.now.step))}`;

@@ -4,6 +4,14 @@
   "use strict";
   const P = window.Playground;
   const LOST_MS = 1500; // a server that is back sooner was never missed
+  // What is known of the engine beside its frames: which model it runs, whether another is being loaded.
+  const hosts = [];
+  P.host = {
+    now: null,
+    onChange: (listener) => { hosts.push(listener); if (P.host.now) listener(P.host.now); },
+    take: (text) => { P.host.now = JSON.parse(text); for (const listener of hosts) listener(P.host.now); },
+  };
+
   const listeners = [];
   let connected = true;
   let timer = 0;
@@ -21,7 +29,7 @@
     const worker = new SharedWorker(at("worker.js"), { name: "inference-playground" });
     const hello = () => worker.port.postMessage("hello");
     worker.onerror = own; // an old worker, or one that may not be loaded
-    worker.port.onmessage = ({ data }) => { if ("connected" in data) tell(data.connected); else take(data.frame, hello); };
+    worker.port.onmessage = ({ data }) => { if ("connected" in data) tell(data.connected); else if (data.host) P.host.take(data.host); else take(data.frame, hello); };
     window.addEventListener("pagehide", () => worker.port.postMessage("bye"));
     window.addEventListener("pageshow", (event) => { if (event.persisted) hello(); });
     hello();
@@ -33,6 +41,7 @@
     const again = () => { source.close(); window.clearTimeout(retry); retry = window.setTimeout(own, 3000); };
     source.onopen = () => tell(true);
     source.onmessage = (event) => take(event.data, () => { source.close(); own(); });
+    source.addEventListener("host", (event) => P.host.take(event.data));
     source.onerror = () => { tell(false); if (source.readyState === EventSource.CLOSED) again(); };
     window.addEventListener("pagehide", () => { window.clearTimeout(retry); source.close(); }, { once: true });
     window.addEventListener("pageshow", (event) => { if (event.persisted) own(); }, { once: true });

@@ -14,6 +14,7 @@ const open = () => {
   source = new EventSource(new URL("frames", self.location.href));
   source.onopen = () => tell({ connected: true });
   source.onmessage = (event) => tell({ frame: event.data });
+  source.addEventListener("host", (event) => tell({ host: event.data }));
   source.onerror = () => {
     tell({ connected: false });
     if (source.readyState === EventSource.CLOSED) retry = setTimeout(open, 3000); // else the browser tries again itself
