@@ -3,12 +3,14 @@
 One matrix and the second moment of its inputs in, a `QuantizedWeight` out; knows nothing of models and files.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from playground.compression.hessian import inverse_factor
 from playground.config import QuantizationConfig
-from playground.quantization.rtn import grid
+from playground.quantization.rtn import grid, round_to_nearest
 from playground.quantization.weight import QuantizedWeight
 
 _COLUMNS_AT_ONCE = 128
@@ -60,11 +62,38 @@ def gptq(
             rows[i + 1 : stop].addr_(factor[i, i + 1 : stop], error, alpha=-1)
         rows[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
     back = torch.argsort(order)
-    return QuantizedWeight(
+    ordered = config.act_order and not fixed and size < k
+    result = QuantizedWeight(
         codes[back].t().contiguous(),
         scales.to(scale_dtype),
         config.bits,
         config.group_size,
         zeros=None if config.symmetric else zeros.to(torch.uint8),
-        group_index=groups[back].int() if config.act_order and not fixed and size < k else None,
+        group_index=groups[back].int() if ordered else None,
+    )
+    columns = weight[:, order] if ordered else weight
+    nearest = round_to_nearest(
+        columns, config.bits, config.group_size, symmetric=config.symmetric, scale_dtype=scale_dtype
+    )
+    if ordered:
+        nearest = replace(nearest, codes=nearest.codes[:, back], group_index=result.group_index)
+    return _better_rows(result, nearest, weight, hessian)
+
+
+def _better_rows(result: QuantizedWeight, other: QuantizedWeight, weight: Tensor, hessian: Tensor) -> QuantizedWeight:
+    """`result`, but the rows of `other` where these make the smaller error.
+
+    Going greedily from column to column has no bound: with two bits and few columns a row may end up worse than
+    rounded to nearest, its scales having grown with what was put on the last columns.
+    """
+    errors = []
+    for each in (result, other):
+        difference = each.dequantize(weight.dtype) - weight
+        errors.append(((difference @ hessian) * difference).sum(1, keepdim=True))
+    worse = errors[1] < errors[0]
+    return replace(
+        result,
+        codes=torch.where(worse, other.codes, result.codes),
+        scales=torch.where(worse, other.scales, result.scales),
+        zeros=None if result.zeros is None or other.zeros is None else torch.where(worse, other.zeros, result.zeros),
     )

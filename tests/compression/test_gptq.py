@@ -35,9 +35,18 @@ def rounded(column: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Te
     return (((column / scale).round() + middle).clamp(0, 2**bits - 1) - middle) * scale
 
 
-def nearest(weight: Tensor, options: QuantizationConfig) -> Tensor:
-    form = {"bits": options.bits, "group_size": options.group_size, "symmetric": options.symmetric}
-    return round_to_nearest(weight, **form, scale_dtype=torch.float16).dequantize()  # type: ignore[arg-type]
+def nearest(weight: Tensor, options: QuantizationConfig, scale_dtype: torch.dtype = torch.float16) -> Tensor:
+    bits, group_size, symmetric = options.bits, options.group_size, options.symmetric
+    rounded = round_to_nearest(weight, bits, group_size, symmetric=symmetric, scale_dtype=scale_dtype)
+    return rounded.dequantize(weight.dtype)
+
+
+def assert_rows(got: Tensor, greedy: Tensor, weight: Tensor, hessian: Tensor, options: QuantizationConfig) -> None:
+    """Each row is the greedy one's, or rounded to nearest where that is better, which it seldom is."""
+    plain = nearest(weight, options, torch.float32)
+    ours, theirs = ((((q - weight) @ hessian) * (q - weight)).sum(1) for q in (greedy, plain))
+    assert (ours <= theirs).float().mean() >= 0.6
+    torch.testing.assert_close(got, torch.where((ours <= theirs)[:, None], greedy, plain), atol=1e-10, rtol=0)
 
 
 def optimal_brain_quantization(weight: Tensor, hessian: Tensor, bits: int, symmetric: bool, order: list[int]) -> Tensor:
@@ -69,7 +78,7 @@ def test_it_is_optimal_brain_quantization_in_a_fixed_order(act_order: bool, symm
     order = torch.argsort(hessian.diagonal(), descending=True).tolist() if act_order else list(range(150))
     expected = optimal_brain_quantization(weight, hessian, 3, symmetric, order)
     got = gptq(weight, hessian, options, scale_dtype=torch.float32).dequantize(torch.float64)
-    torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
+    assert_rows(got, expected, weight, hessian, options)
 
 
 def test_groups_that_end_inside_a_block_of_columns_see_the_corrected_weights() -> None:
@@ -86,28 +95,35 @@ def test_groups_that_end_inside_a_block_of_columns_see_the_corrected_weights() -
             column, column + 1 :
         ]
     got = gptq(weight, hessian, config(4, 32), scale_dtype=torch.float32).dequantize(torch.float64)
-    torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
+    assert_rows(got, expected, weight, hessian, config(4, 32))
 
 
 @given(
     seed=st.integers(0, 2**16),
     bits=st.sampled_from([2, 3, 4, 8]),
-    group_size=st.sampled_from([16, 32, 192, -1]),
+    group_size=st.sampled_from([16, 32, 128, -1]),
     symmetric=st.booleans(),
     order=st.sampled_from(["none", "dynamic", "static"]),
 )
-@settings(max_examples=40)
-def test_its_output_error_is_below_that_of_rounding_to_nearest(
+@settings(max_examples=30)
+def test_no_row_is_worse_than_rounded_to_nearest(
     seed: int, bits: int, group_size: int, symmetric: bool, order: str
 ) -> None:
-    k = 192
+    k = 128
     weight, hessian = matrix(32, k, seed), moment(k, 1000, seed + 1)
     options = config(bits, group_size, symmetric, act_order=order != "none", static_groups=order == "static")
     ours = gptq(weight, hessian, options)
     assert int(ours.codes.max()) < 2**bits
     assert (ours.group_index is not None) == (order == "dynamic" and group_size not in (-1, k))
-    error = output_error(ours.dequantize() - weight, hessian)
-    assert error <= output_error(nearest(weight, options) - weight, hessian)
+    columns = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    if ours.group_index is None:
+        columns = torch.arange(k)
+    rounded_too = torch.empty_like(weight)
+    rounded_too[:, columns] = nearest(weight[:, columns], options)
+    off, off_rounded = ours.dequantize() - weight, rounded_too - weight
+    for row in range(len(weight)):  # each for itself, and well below in all where there are codes enough
+        assert output_error(off[row], hessian) <= 1.0001 * output_error(off_rounded[row], hessian)
+    assert output_error(off, hessian) < (0.99 if bits == 2 else 0.75) * output_error(off_rounded, hessian)
 
 
 def test_activation_order_tells_the_group_of_each_column() -> None:
