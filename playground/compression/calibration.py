@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from playground.compression.perplexity import read_text
 from playground.config import EngineConfig
 from playground.engine.engine import Engine
 from playground.errors import ConfigError
@@ -46,7 +47,7 @@ def calibration_tokens(
     if not calibration.files:
         logger.info("no calibration text given: the model writes %d x %d tokens", calibration.sequences, length)
         return _own_text(folder, config, calibration.sequences, length, device)
-    text = "".join(_read(file) for file in calibration.files)
+    text = "".join(read_text(file) for file in calibration.files)
     ids = load_tokenizer(folder)(text, add_special_tokens=False, verbose=False)["input_ids"]
     needed = calibration.sequences * length
     if len(ids) < needed:
@@ -80,18 +81,9 @@ def kept_tokens(
 
 def describe(calibration: Calibration) -> dict[str, Any]:
     """What tells calibration data apart: the text's hash, or that the model writes it."""
-    digest = hashlib.sha256("".join(map(_read, calibration.files)).encode()).hexdigest()
+    digest = hashlib.sha256("".join(map(read_text, calibration.files)).encode()).hexdigest()
     text = digest if calibration.files else "the model's own"
     return {"text": text, "sequences": calibration.sequences, "length": calibration.length}
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{file} is not UTF-8 text (byte {error.start}): convert it first.") from None
-    except OSError as error:
-        raise ConfigError(f"calibration text {file} cannot be read ({error.strerror}): check its path.") from None
 
 
 def _own_text(folder: Path, config: DecoderConfig, sequences: int, length: int, device: torch.device | str) -> Tensor:

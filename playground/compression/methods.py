@@ -85,11 +85,16 @@ def choose_format(quantization: QuantizationConfig, config: DecoderConfig, name:
         raise ConfigError(f"format {name!r} is not known: use one of {', '.join(FORMAT_NAMES)}.")
     bits, group_size, symmetric = quantization.bits, quantization.group_size, quantization.symmetric
     if name is None:
-        name = {"gptq": "gptq", "awq": "awq", "nf4": "bitsandbytes"}.get(quantization.method, "compressed-tensors")
-        if name == "awq" and bits != AWQFormat.bits:
-            name = "compressed-tensors"
-        if name == "gptq" and not symmetric:  # version 1 has no place for a zero of 0
+        if quantization.method == "nf4":
+            name = "bitsandbytes"
+        elif quantization.method == "awq" and bits == AWQFormat.bits:
+            name = "awq"
+        elif not symmetric:
+            # Version 1 has no place for a zero of 0, and transformers 5.23 does not load the packed zeros of
+            # compressed-tensors unless it is told to dequantize.
             name = "gptq_v2"
+        else:
+            name = "gptq" if quantization.method == "gptq" else "compressed-tensors"
     ordered = quantization.act_order and not quantization.static_groups
     if name == "awq":
         file_format: QuantizedFormat = AWQFormat(group_size)

@@ -88,7 +88,9 @@ def pruning_config(options: Options) -> Pruning:
 def summary(done: Pruned) -> str:
     """One line: parameters, layers, zeros, KV bytes a token."""
     before, after = done.parameters
-    parts = [f"{before:,} parameters are now {after:,} ({1 - after / before:.1%} fewer)"]
+    parts = [f"{before:,} parameters"]
+    if after != before:
+        parts[0] += f" are now {after:,} ({1 - after / before:.1%} fewer)"
     if done.removed_layers:
         parts.append(f"without layers {', '.join(map(str, done.removed_layers))}")
     if done.zeros > 0.01:

@@ -28,7 +28,7 @@ def test_it_writes_a_folder_and_says_how_much_smaller_it_is(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = tmp_path / "small"
-    status, _ = run(str(tiny_model), "--method", "int4", "--group-size", "16", "--output", str(small))
+    status, _ = run(str(tiny_model), "--method", "int4", "--symmetric", "--group-size", "16", "--output", str(small))
     assert status == 0
     assert f"{small}: " in capsys.readouterr().out
     entry = read_json(small / "config.json")["quantization_config"]

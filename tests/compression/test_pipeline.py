@@ -296,3 +296,32 @@ def test_a_full_disk_leaves_what_was_done_and_nothing_half_written(
     assert not (tmp_path / "small").exists() and contents(wide) == before
     output = compress(wide, options("rtn"), tmp_path / "small", resume=True).output
     assert contents(output) == contents(whole)
+
+
+@pytest.mark.parametrize(
+    ("library", "name", "file_format"),
+    [
+        ("compressed_tensors", "rtn", None),
+        ("compressed_tensors", "gptq", "compressed-tensors"),
+        ("compressed_tensors", "awq", "compressed-tensors"),
+        ("bitsandbytes", "nf4", None),
+    ],
+)
+def test_transformers_reads_what_was_written(
+    library: str, name: str, file_format: str | None, wide: Path, text: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
+
+    output = compress(
+        wide, options(name), tmp_path / "small", calibration=calibration(text), file_format=file_format
+    ).output
+    ids = torch.randint(0, 200, (1, 40), generator=torch.Generator().manual_seed(3))
+    # Packed zeros are loaded only so; matrices themselves are the same either way.
+    how = {} if options(name).symmetric else {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    theirs = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32, device_map="cpu", **how)
+    with torch.inference_mode():
+        expected = theirs(ids).logits[0]
+    got = load(output).model.forward(whole_batch([ids[0].tolist()]), None)
+    rounded_on_the_way = 0.05 if library == "bitsandbytes" else 2e-3  # its own forward is in bfloat16
+    assert float((got - expected).norm() / expected.norm()) < rounded_on_the_way
