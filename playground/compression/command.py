@@ -3,6 +3,7 @@
 `METHODS` says which function stands behind each value of `--method`; a method is added there.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,13 +117,37 @@ def quantization_config(options: Options) -> QuantizationConfig:
     return QuantizationConfig(**{**values, **_given(asked)})
 
 
+def _report(
+    model: str | None,
+    files: tuple[Path, ...],
+    calibration: dict[str, Any],
+    chosen: dict[str, Any],
+    json_file: Path | None,
+    html_file: Path | None,
+) -> None:
+    from playground.compression.calibration import Calibration
+    from playground.compression.report.measure import ReportPlan, run_report
+    from playground.compression.report.page import page, render
+
+    plan = ReportPlan(model=model, calibration=Calibration(files, **calibration), **chosen)
+    for file in (json_file, html_file):
+        if file is not None and not file.parent.is_dir():
+            raise ConfigError(f"{file.parent} is not a folder: make it, or give another file.")
+    data = run_report(plan, say=lambda line: typer.echo(line, err=True))
+    if json_file is not None:
+        json_file.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if html_file is not None:
+        html_file.write_text(page(data), encoding="utf-8")
+    render(data)
+
+
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
 def compress(
-    output: Annotated[Path, typer.Option(help="Folder for the smaller model; must not exist yet.")],
-    method: Annotated[str, typer.Option(help=_METHOD_HELP)],
+    output: Annotated[Path | None, typer.Option(help="Folder for the smaller model; must not exist yet.")] = None,
+    method: Annotated[str | None, typer.Option(help=_METHOD_HELP)] = None,
     model: Annotated[str | None, typer.Argument(help="Folder or hub id. Default: the bundled model.")] = None,
     bits: Annotated[int | None, typer.Option(help="2, 3, 4 or 8. Default: 8 for rtn, else 4.")] = None,
     group_size: Annotated[
@@ -185,8 +210,29 @@ def compress(
         int | None,
         typer.Option(metavar="STEPS", help="Pruning and gqa: train so long on the calibration text, by distillation."),
     ] = None,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write no model: measure what every method costs and gains.")
+    ] = False,
+    text: Annotated[Path | None, typer.Option(help="--report: the text to measure on, unknown to the model.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="--report: only some of weights,kv,zeros,layers,heads, separated by commas.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="--report: most tokens of the text. Default: 30000.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="--report: pairs of speed measurements. Default: 3.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="--report: write the result here, too.")] = None,
+    html_file: Annotated[Path | None, typer.Option("--html", help="--report: write a page with plots here.")] = None,
 ) -> None:
     """Make a model smaller: a new folder is written layer by layer, the model itself stays as it is."""
+    if report:
+        if output is not None or method is not None:
+            raise ConfigError("--report measures every method and writes no model: leave out --output and --method.")
+        own = {"sequences": calibration_sequences, "length": calibration_length}
+        chosen: dict[str, Any] = {"text": text, "heal": heal, "max_tokens": max_tokens, "pairs": pairs}
+        chosen["rows"] = None if rows is None else tuple(name.strip() for name in rows.split(","))
+        _report(model, tuple(calibration or ()), _given(own), _given(chosen), json_file, html_file)
+        return
+    if output is None or method is None:
+        raise ConfigError("compress needs --method and --output; or --report with --text.")
     options = Options(
         model, method, output, bits, group_size, symmetric, act_order, static_groups, damping, double_quant,
         tuple(calibration or ()), calibration_sequences, calibration_length, file_format, device, resume,
