@@ -109,9 +109,10 @@ def token_order(groups: list[list[int]], query_lens: Sequence[int]) -> list[int]
 class PagedPlan:
     """How one ragged batch attends to a paged cache; the same for all layers with the same window.
 
-    Query rows are expected in the order of `groups` (see `token_order`), and so is `tree_mask`, int64 [T] as in
-    `kernels.paged_attention`. A batch of single tokens may be planned for several `steps`, in each of which every
-    sequence is one token longer: the keys to gather are then found once.
+    Query rows are expected in the order of `groups` (see `token_order`) and in `dtype`, and so is `tree_mask`, int64
+    [T] as in `kernels.paged_attention`. Caches are of the shape and type of `k_cache`. A batch of single tokens may be
+    planned for several `steps`, in each of which every sequence is one token longer: the keys to gather are then found
+    once.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class PagedPlan:
         query_lens: Sequence[int],
         kv_lens: Sequence[int],
         block_table: Tensor,
-        cache_shape: Sequence[int],
+        k_cache: Tensor,
         window: int | None,
         dtype: torch.dtype,
         num_heads: int,
@@ -128,9 +129,10 @@ class PagedPlan:
         tree_mask: Tensor | None = None,
         steps: int = 1,
     ) -> None:
-        self.cache_shape = cache_shape
-        self.num_kv_heads, self.block_size = cache_shape[1], cache_shape[2]
-        self.heads_per_group = num_heads // cache_shape[1]
+        self.num_blocks, self.num_kv_heads, self.block_size, head_dim = k_cache.shape
+        self.layout = PageLayout(self.block_size, head_dim, k_cache.dtype)
+        self.converts = k_cache.dtype != dtype
+        self.heads_per_group = num_heads // self.num_kv_heads
         self.window, self.dtype, self.table, self.tree_mask = window, dtype, block_table, tree_mask
         self.num_rows = sum(query_lens)
         self.steps: list[list[Group]] = [[] for _ in range(steps)]
@@ -147,7 +149,7 @@ class PagedPlan:
         self.complete = covered == self.num_rows
         """Whether every query row sees at least one key."""
         self._rows_gathered = max((g.index.shape[0] for g in self.steps[0] if g.index is not None), default=0)
-        self._numbers = 2 * math.prod(cache_shape[1:]) * max((g.batch * g.num_blocks for g in self.steps[0]), default=0)
+        self._numbers = 2 * k_cache[0].numel() * max((g.batch * g.num_blocks for g in self.steps[0]), default=0)
         self._laid_out: tuple[int, ...] = ()
 
     def _first(self, kv_len: int, q_len: int) -> int:
@@ -224,7 +226,7 @@ class PagedPlan:
             limits = torch.tensor([firsts, blocks], device=device)[:, :, None]
             used = columns < limits[1]
             ids = torch.where(used, self.table[rows, torch.where(used, columns + limits[0], 0)], 0)
-        first_rows = _first_rows(self.cache_shape[0], self.num_kv_heads, device)
+        first_rows = _first_rows(self.num_blocks, self.num_kv_heads, device)
         index = torch.add(first_rows, ids[:, None, :], alpha=self.num_kv_heads).view(-1)
         return Group(len(sequences), most, index, 0)
 
@@ -254,16 +256,15 @@ class PagedPlan:
         if not (self.complete and len(groups) == 1 and len(groups[0].pieces) == 1):
             make = torch.empty if self.complete else torch.zeros
             out = make(q.shape, dtype=q.dtype, device=q.device)
-        layout = PageLayout(self.block_size, self.cache_shape[3], k_cache.dtype)
-        self._lay_out(layout, workspace, q, with_scales=scales is not None)
+        self._lay_out(workspace, q, with_scales=scales is not None)
         for group in groups:
             if group.rows is not None:
-                self._gather_rows(group, layout, (k_cache, v_cache), pages, scales)
+                self._gather_rows(group, (k_cache, v_cache), pages, scales)
             steady = group.kv is not None
             blocks = slice(group.first_block, group.first_block + group.batch)
             if group.conversion is not None:
                 dequantize_kv(*group.conversion)
-            elif k_cache.dtype != q.dtype:
+            elif self.converts:
                 _convert_in_place(group, blocks, (k_cache, v_cache), scales)
             k, v = group.kv or (k_cache[blocks], v_cache[blocks])
             for piece in group.pieces:
@@ -279,16 +280,16 @@ class PagedPlan:
         assert out is not None
         return out
 
-    def _lay_out(self, layout: PageLayout, workspace: Workspace, q: Tensor, *, with_scales: bool) -> None:
+    def _lay_out(self, workspace: Workspace, q: Tensor, *, with_scales: bool) -> None:
         """Where each group's keys and values go in scratch memory, of which one group uses all at a time."""
-        converts = layout.dtype != q.dtype
+        layout, converts = self.layout, self.converts
         rows = workspace.take(self._rows_gathered * layout.width, layout.stored, q.device)
         wide = workspace.take(self._numbers, q.dtype, q.device) if converts else rows
         place = (rows.data_ptr(), wide.data_ptr())
         if place == self._laid_out:
             return
         self._laid_out = place  # another plan made the workspace grow since the last layer
-        _, heads, size, dim = self.cache_shape
+        heads, size, dim = self.num_kv_heads, layout.block_size, layout.head_dim
         for group in (group for groups in self.steps for group in groups):
             for piece in group.pieces:
                 piece.views = None
@@ -307,7 +308,6 @@ class PagedPlan:
     def _gather_rows(
         self,
         group: Group,
-        layout: PageLayout,
         caches: tuple[Tensor, Tensor],
         pages: Tensor | None,
         scales: tuple[Tensor, Tensor] | None,
@@ -319,8 +319,8 @@ class PagedPlan:
             return
         index = group.index[: group.index.shape[0] // 2]
         for side, half in enumerate(group.rows.chunk(2)):
-            torch.index_select(caches[side].flatten(0, 1), 0, index, out=layout.numbers(half))
-            if scales is not None and (place := layout.scales(half)) is not None:
+            torch.index_select(caches[side].flatten(0, 1), 0, index, out=self.layout.numbers(half))
+            if scales is not None and (place := self.layout.scales(half)) is not None:
                 torch.index_select(scales[side].flatten(0, 1), 0, index, out=place)
 
 

@@ -222,7 +222,7 @@ def _torch(
     if permutation is not None and tree_mask is not None:
         tree_mask = tree_mask[permutation]
     plan = cpu_paged.PagedPlan(
-        groups, query_lens, lens, block_table, k_cache.shape, window, q.dtype, q.shape[1], tree_mask=tree_mask
+        groups, query_lens, lens, block_table, k_cache, window, q.dtype, q.shape[1], tree_mask=tree_mask
     )
     lse: Tensor | None = None
     if want_lse or sinks is not None:

@@ -125,7 +125,7 @@ class GatheredAttention:
         tree_mask = first.tree_mask if order is None or first.tree_mask is None else first.tree_mask[order]
         plans = {
             window: PagedPlan(
-                groups, query_lens, kv_lens, first.block_table, kv_cache.k[0].shape, window, dtype, config.num_heads,
+                groups, query_lens, kv_lens, first.block_table, kv_cache.k[0], window, dtype, config.num_heads,
                 tree_mask=tree_mask, steps=count,
             )
             for window in windows

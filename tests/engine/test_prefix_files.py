@@ -97,11 +97,11 @@ def test_what_was_written_comes_back(open_files, memory, tmp_path):
     assert torch.equal(load_file(file)[f"{keys[2].hash:016x}"], content(memory, keys[2])), "a plain safetensors file"
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16, torch.int8, torch.float8_e4m3fn])
 def test_every_type_of_kv_comes_back(tiny_model, tmp_path, dtype):
     memory = HostMemory(KVCache(DecoderConfig.from_folder(tiny_model), 4, 4, dtype), 2)
     (key,) = chain(1)
-    written = content(memory, key).to(dtype)
+    written = content(memory, key).abs().mul(20).to(memory.dtype)
     PrefixFiles(tmp_path, IDENTITY, memory, limit_bytes=1 << 20).write([NewBlock(key, 0, lambda: written)])
     assert PrefixFiles(tmp_path, IDENTITY, memory, limit_bytes=1 << 20).load(key, 0)
     assert torch.equal(memory.slot(0), written)

@@ -123,10 +123,15 @@ def test_nothing_to_quantize_is_refused(dtype):
         EngineConfig(kv_cache="none", kv_cache_dtype=dtype)
 
 
-def test_quantized_prefixes_in_host_memory_are_their_bytes(make_engine):
-    engine = make_engine(
-        kv_cache_dtype="fp8", dtype="float32", prefix_cache_max_blocks=0, prefix_cache_host_memory=1 << 20
-    )
-    engine.generate(PROMPTS, GREEDY)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_a_failed_request_read_is_forgotten(make_engine, alone, dtype):
+    engine = make_engine(kv_cache_dtype=dtype, prefix_cache_max_blocks=0, prefix_cache_host_memory=1 << 20)
+    said(engine)
+    engine.generate("a", GREEDY)  # the last evictions are carried out before it runs
     memory = engine._core.executor.host_memory
     assert memory.dtype == torch.int8 and memory.block_bytes == engine._core.executor.kv_cache.block_bytes
+    for slot in range(len(engine._scheduler.tables.tier)):
+        memory.slot(slot).fill_(-1)  # scales that are NaN
+    assert "NaN" in engine.generate(PROMPTS[0], GREEDY)[0].error
+    again = engine.generate(PROMPTS[0], GREEDY)[0]
+    assert again.error is None and tuple(again.token_ids) == alone(dtype, None)[0][0][0]
