@@ -25,6 +25,7 @@ from playground.errors import ConfigError
 
 Say = Callable[[str], None]
 REACH = {("int8", 1): 1.5, ("int4", 1): 2.0}
+REACH_MODEL = "dummy-135m"
 NAMES = ("int8", "int4", "nf4", "w8a8")
 BASE = "unquantized"
 
@@ -73,9 +74,9 @@ class Row:
     quantized: list[float] = field(default_factory=list)
     unquantized: list[float] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, model: str) -> dict[str, Any]:
         comparison = compare(self.quantized, self.unquantized, smaller_is_better=False)
-        reach = REACH.get((self.method, int(self.batch)))
+        reach = REACH.get((self.method, int(self.batch))) if model == REACH_MODEL else None
         return {
             **asdict(self),
             **asdict(comparison),
@@ -118,7 +119,7 @@ def run_benchmark(plan: QuantizationPlan, threads: int | None = None, say: Say =
         "versions": info.versions(),
         "machine": info.machine(),
         "plan": asdict(plan),
-        "rows": [row.to_dict() for row in rows],
+        "rows": [row.to_dict(plan.model) for row in rows],
         "crossovers": [asdict(crossover) for crossover in known_crossovers()],
     }
 

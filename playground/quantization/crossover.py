@@ -1,13 +1,14 @@
-"""Up to how many rows a packed product beats writing the matrix out: measured on the machine in use.
+"""Which of two ways to multiply is the faster one: measured on the machine in use, never guessed.
 
-Once a process and class of shapes, in some 10 ms, when a layer of that class first runs; every result is logged and
-can be asked for. Where it lies differs by an order of magnitude: a CPU with AMX multiplies bfloat16 so fast that packed
-products win up to 4 rows, one with AVX-512 alone up to some 30.
+Up to how many rows a packed product beats the way for many (`Crossover`): once a process and class of shapes, in some
+10 ms, when a layer of that class first runs; every result is logged and can be asked for. Where it lies differs by an
+order of magnitude: a CPU with AMX multiplies bfloat16 so fast that packed products win up to 4 rows, one with AVX-512
+alone up to some 30. And what depends on whether weights come from memory or from a cache (`Trial`), in the calls that
+have to be made anyway: nothing else knows.
 """
 
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Measurable(Protocol):
 
 def measured_crossover(layout: type[Measurable], outputs: int, inputs: int) -> Crossover:
     """The measurement for matrices of about this shape, taken now if this process has none yet."""
-    return _measure(layout, min(_power_of_two(outputs), _MOST_OUTPUTS), _power_of_two(inputs), torch.get_num_threads())
+    return _measure(layout, min(outputs, _MOST_OUTPUTS), inputs, torch.get_num_threads())
 
 
 def known_crossovers() -> list[Crossover]:
@@ -96,6 +97,32 @@ def _best_of_both(one: Callable[[Tensor], Tensor], other: Callable[[Tensor], Ten
     return best[0], best[1]
 
 
-def _power_of_two(size: int) -> int:
-    """The nearest power of two, at least 64."""
-    return max(64, 1 << round(math.log2(max(size, 1))))
+class Trial:
+    """Finds the faster of two ways to the same result by taking turns until each was timed a few times."""
+
+    def __init__(self, name: str, calls: int = 16) -> None:
+        self._name, self._calls = name, calls
+        self._seconds: tuple[list[int], list[int]] = ([], [])
+        self.second_is_faster: bool | None = None
+        """None until both were tried."""
+
+    def run(self, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """The result, one way or the other."""
+        if self.second_is_faster is not None:
+            return second(x) if self.second_is_faster else first(x)
+        ways = self._seconds
+        turn = int(len(ways[1]) < len(ways[0]))
+        start = time.perf_counter_ns()
+        y = (first, second)[turn](x)
+        ways[turn].append(time.perf_counter_ns() - start)
+        if len(ways[1]) == self._calls:
+            medians = [sorted(way)[self._calls // 2] / 1e3 for way in ways]
+            self.second_is_faster = medians[1] < medians[0]
+            logger.info("%s: %.0f us one way, %.0f the other", self._name, *medians)
+        return y
+
+
+@functools.cache
+def trial(name: str, outputs: int, inputs: int, threads: int) -> Trial:
+    """The trial of this name for matrices of this shape."""
+    return Trial(f"{name}, {outputs} x {inputs}, {threads} threads")
