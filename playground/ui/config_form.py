@@ -332,7 +332,7 @@ def _parse(name: str, text: str) -> Any:
     kinds = _kinds(_info(name).annotation)
     if name in _PARTS or text in ("", "auto"):
         return text
-    if name in _BYTES and (size := _bytes(text)) is not None:
+    if name in _BYTES and (size := parse_bytes(text)) is not None:
         return size
     if bool in kinds:
         return text == ON
@@ -362,7 +362,8 @@ def _kinds(annotation: Any) -> set[Any]:
     return {get_origin(annotation) or annotation}
 
 
-def _bytes(text: str) -> int | None:
+def parse_bytes(text: str) -> int | None:
+    """ "2 GiB", "500 MB" or a whole number, as bytes; None for what is no size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.lower())
     if match is None or match[2] not in _UNITS or ("." in match[1] and not match[2]):
         return None
