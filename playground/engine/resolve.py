@@ -96,8 +96,10 @@ def resolve_config(
     dtype: torch.dtype,
     attention: str,
     draft_kv: DecoderConfig | None = None,
+    free_bytes: int | None = None,
 ) -> EngineConfig:
-    """The configuration with everything decided. Call after the weights are loaded, so that free memory is known.
+    """The configuration with everything decided. Call after the weights are loaded, so that free memory is known; or
+    give what will be free then, to know before.
 
     `draft_kv` is the shape of a draft model whose KV lies beside the target's in every block.
     """
@@ -125,7 +127,7 @@ def resolve_config(
     if config.kv_cache != "none":
         models = [model] if draft_kv is None else [model, draft_kv]
         block_bytes = sum(KVCache.bytes_per_block(one, config.block_size, kv_dtype(kv_name)) for one in models)
-        changes["num_kv_blocks"] = _num_kv_blocks(config, block_bytes, max_model_len, device)
+        changes["num_kv_blocks"] = _num_kv_blocks(config, block_bytes, max_model_len, device, free_bytes)
     changes["prefix_cache_host_memory"] = _host_memory(config, model, max_model_len, kv_dtype(kv_name))
     return config.resolved(**changes)
 
@@ -165,6 +167,7 @@ def _num_kv_blocks(
     block_bytes: int,
     max_model_len: int,
     device: torch.device,
+    free_bytes: int | None,
 ) -> int:
     """Blocks of `block_size` tokens that the KV memory holds, whatever the layout."""
     if config.num_kv_blocks is not None:
@@ -178,7 +181,7 @@ def _num_kv_blocks(
             )
         return num_blocks
     fraction = config.kv_cache_memory
-    free = _free_memory(device)
+    free = free_memory(device) if free_bytes is None else free_bytes
     if fraction is not None:
         num_blocks = int(free * fraction) // block_bytes
     else:
@@ -210,7 +213,8 @@ def _host_memory(config: EngineConfig, model: DecoderConfig, max_model_len: int,
     return wanted // block_bytes * block_bytes
 
 
-def _free_memory(device: torch.device) -> int:
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)

@@ -2,14 +2,18 @@
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from playground.errors import ModelLoadError
+from playground.errors import ModelLoadError, PlaygroundError
 from playground.validation import shorten
 
 logger = logging.getLogger(__name__)
 
 GGUF_SUFFIX = ".gguf"
+OnBytes = Callable[[int, int], None]
+"""Called with the bytes that have come, and how many there are as far as is known."""
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
@@ -19,8 +23,18 @@ def is_gguf(path: Path) -> bool:
     return path.suffix.lower() == GGUF_SUFFIX
 
 
-def resolve_model_path(path_or_id: str | Path, revision: str | None = None, *, load_format: str = "auto") -> Path:
+def resolve_model_path(
+    path_or_id: str | Path,
+    revision: str | None = None,
+    *,
+    load_format: str = "auto",
+    local_only: bool = False,
+    on_bytes: OnBytes | None = None,
+) -> Path:
     """The local folder or GGUF file of a model; downloads a hub id (only its small files for random weights).
+
+    With `local_only` nothing is downloaded: a hub id must be in the download cache. `on_bytes` hears of the download,
+    and ends it by raising a `PlaygroundError`.
 
     A folder stands for the GGUF file in it where `load_format` asks for one, or where it has nothing else.
     """
@@ -45,7 +59,7 @@ def resolve_model_path(path_or_id: str | Path, revision: str | None = None, *, l
         raise ModelLoadError(
             f"model={shorten(name, 200)}: no such folder or file, and not a hub id of the form 'owner/name'."
         )
-    return _download(name, revision, weights=load_format != "dummy")
+    return _download(name, revision, load_format != "dummy", local_only, on_bytes)
 
 
 def _in_folder(folder: Path, load_format: str) -> Path:
@@ -61,13 +75,20 @@ def _in_folder(folder: Path, load_format: str) -> Path:
     return files[0] if files else folder
 
 
-def _download(name: str, revision: str | None, weights: bool) -> Path:
+def _download(name: str, revision: str | None, weights: bool, local_only: bool, on_bytes: OnBytes | None) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     patterns = _SMALL_FILES + (["*.safetensors"] if weights else [])
     at = f" at revision {revision!r}" if revision else ""
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        bar = None if on_bytes is None else _bar_class(on_bytes)
+        return Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=patterns, local_files_only=local_only, tqdm_class=bar
+            )
+        )
+    except PlaygroundError:  # from `on_bytes`
+        raise
     except errors.GatedRepoError:
         raise ModelLoadError(
             f"model={name!r} is gated: accept its licence on the hub and log in with a token."
@@ -82,12 +103,38 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         ) from None
     except errors.HFValidationError as error:
         raise ModelLoadError(f"model={shorten(name)} is not a hub id: {_one_line(error)}") from None
+    except errors.LocalEntryNotFoundError as error:
+        if local_only:
+            raise ModelLoadError(f"model={name!r}{at} is not on this machine: it has to be downloaded first.") from None
+        raise _unreachable(name, at, error) from None
     except Exception as error:  # the client raises many kinds: its own, its transport's, the disk's
         logger.debug("download of %s failed", name, exc_info=True)
-        raise ModelLoadError(
-            f"model={name!r}{at}: no such folder here, and the hub cannot be reached ({_one_line(error)}). "
-            "Check the network, or give a local folder."
-        ) from None
+        raise _unreachable(name, at, error) from None
+
+
+def _unreachable(name: str, at: str, error: Exception) -> ModelLoadError:
+    return ModelLoadError(
+        f"model={name!r}{at}: no such folder here, and the hub cannot be reached ({_one_line(error)}). "
+        "Check the network, or give a local folder."
+    )
+
+
+def _bar_class(on_bytes: OnBytes) -> type[Any]:
+    """A progress bar for the hub's client that draws nothing and tells `on_bytes` instead."""
+    from tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self._counts_bytes = options.get("unit") == "B"
+            super().__init__(*arguments, **(options | {"disable": True}))
+            self._done = options.get("initial") or 0
+
+        def update(self, n: float | None = 1) -> None:
+            self._done += n or 0
+            if self._counts_bytes and self.total:
+                on_bytes(int(self._done), int(self.total))
+
+    return Bar
 
 
 def _one_line(error: Exception) -> str:

@@ -21,6 +21,8 @@ from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats
 from playground.errors import ConfigError, PlaygroundError, RequestError
 from playground.telemetry import FrameFeed, TelemetryHub
+from playground.telemetry.memory_model import Prediction
+from playground.ui import fit
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,8 @@ class Serving:
     """As it was asked for; `engine.config` is what became of it."""
     hub: TelemetryHub
     load_seconds: float
+    predicted: Prediction
+    """What it was to take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +93,13 @@ class LoadTask:
         if self._error is not None:
             raise self._error
 
-    def say(self, phase: Phase, done: float = 0.0, note: str | None = None) -> None:
+    def say(self, phase: Phase, done: float = 0.0) -> None:
         """Tell how far it is; raises `LoadCancelled` where it was cancelled."""
         if self._cancelled.is_set():
             raise LoadCancelled(CANCELLED)
         before, now = self.progress, time.monotonic()
-        self.progress = replace(before, phase=phase, done=done, note=before.note if note is None else note)
-        if phase != before.phase or note is not None or now - self._told_at >= PROGRESS_SECONDS:
+        self.progress = replace(before, phase=phase, done=done)
+        if phase != before.phase or now - self._told_at >= PROGRESS_SECONDS:
             self._told_at = now
             self._on_change()
 
@@ -317,10 +321,23 @@ class EngineHost:
         self._changed()
 
     def _start(self, config: EngineConfig, task: LoadTask | None = None) -> Serving:
+        """An engine of this configuration; where it needs the room, the present one is closed first."""
+        found = fit.find(config, on_bytes=None if task is None else lambda n, of: task.say("downloading", n / of))
+        present = self.engine
+        fits = fit.check(
+            found, None if present is None else present.config, None if present is None else present.stats()
+        )
+        if fits.refusal is not None:
+            raise ConfigError(fits.refusal)
+        if present is not None and not fits.beside:
+            present = None
+            if task is not None:
+                task.say("unloading")
+            self._swap(None)
         started = time.perf_counter()
-        engine = Engine(config, on_progress=None if task is None else lambda n, of: task.say("reading", n / of))
-        hub = TelemetryHub(engine, device=engine.config.device)
-        return Serving(engine, config, hub, time.perf_counter() - started)
+        engine = Engine(found.config, on_progress=None if task is None else lambda n, of: task.say("reading", n / of))
+        seconds = time.perf_counter() - started
+        return Serving(engine, config, TelemetryHub(engine, device=engine.config.device), seconds, fits.prediction)
 
     def _put_back(self, config: EngineConfig) -> str:
         """Load the model that was unloaded to make room; what to say of it."""
