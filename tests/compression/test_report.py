@@ -1,4 +1,4 @@
-"""`playground compress --report`: its rows are measured, its verdicts follow from the numbers, its page loads nothing."""
+"""`playground compress --report`: rows are measured, verdicts follow from the numbers, the page loads nothing."""
 
 import json
 import math
