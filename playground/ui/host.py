@@ -6,6 +6,7 @@ new one fails. Knows nothing of gradio, of chats or of what a page shows.
 """
 
 import gc
+import itertools
 import logging
 import threading
 import time
@@ -70,11 +71,15 @@ class LoadCancelled(PlaygroundError):
     """The user has cancelled the load."""
 
 
+_numbers = itertools.count(1)
+
+
 class LoadTask:
     """One load, from `EngineHost.load` to its end."""
 
     def __init__(self, config: EngineConfig, on_change: Callable[[], None]) -> None:
         self.config = config
+        self.number = next(_numbers)
         self.progress = LoadProgress("looking")
         self._on_change = on_change
         self._told_at = 0.0
