@@ -18,6 +18,7 @@ SHARED_SCRIPTS = (
     "core/format.js",
     "core/pages.js",
     "core/canvas.js",
+    "core/form.js",
     "live/store.js",
     "live/stream.js",
 )
