@@ -169,7 +169,7 @@ PRESETS: tuple[Preset, ...] = (
         "More than one token per step, and word for word the same text. Whether that is faster depends on the cost of "
         "the draft: with a target of 6.6 M parameters on a CPU a step is mostly fixed cost.",
         "tokens_per_step",
-        "stories",
+        "few",
         (("no speculation", {}), ("draft model, K = 4", _drafts())),
         {},
         {**ONE_REQUEST, "max_tokens": 96},
@@ -181,7 +181,7 @@ PRESETS: tuple[Preset, ...] = (
         "Rejection sampling keeps the distribution but not the very text; coupled draws keep the text too, for fewer "
         "accepted drafts.",
         "acceptance_rate",
-        "stories",
+        "few",
         (
             ("no speculation", {}),
             ("draft, rejection", _drafts()),

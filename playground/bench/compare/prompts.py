@@ -50,6 +50,7 @@ SETS: tuple[PromptSet, ...] = (
     PromptSet("stories", "stories", STORIES),
     PromptSet("mixed", "stories and small talk", _MIXED),
     PromptSet("story", "one story", STORIES[:1]),
+    PromptSet("few", "three stories", STORIES[:3]),
     PromptSet("long", "long texts", tuple(f"{_DIARY} {ask}" for ask in ("Tell me a story.", "What did the fox see?"))),
     PromptSet(
         "shared",

@@ -10,6 +10,7 @@ from typing import Any
 
 from playground.bench.compare.plan import LETTERS, MAX_NAME, Plan, Side
 from playground.bench.compare.presets import BY_KEY as PRESETS
+from playground.bench.compare.prompts import BY_KEY as PROMPT_SETS
 from playground.bench.compare.prompts import SETS
 from playground.config import EngineConfig
 from playground.errors import ConfigError
@@ -68,7 +69,7 @@ def own(config: EngineConfig | None) -> Setup:
     """A start for one's own: the present configuration twice, one story."""
     base = config or EngineConfig()
     sides = (Side(name="present configuration", config=base), Side(name="changed", config=base))
-    return from_plan(Plan(sides=sides, prompts=SETS[1].prompts))
+    return from_plan(Plan(sides=sides, prompts=PROMPT_SETS["story"].prompts))
 
 
 def read(given: Mapping[str, Any]) -> Plan:
@@ -108,7 +109,7 @@ def _side(index: int, given: Any) -> Side:
 
 
 def _prompts(given: Mapping[str, Any]) -> tuple[str, ...]:
-    named = next((one for one in SETS if one.key == given.get("prompt_set")), None)
+    named = PROMPT_SETS.get(str(given.get("prompt_set")))
     if named is not None:
         return named.prompts
     return tuple(text.strip() for text in re.split(r"\n[ \t]*\n", str(given.get("prompts", ""))) if text.strip())

@@ -30,6 +30,7 @@ from playground.ui.comparing.texts import why_different
 from playground.ui.wording import model_name
 
 View = dict[str, Any]
+_ALWAYS_TOLD = ("speculation.num_tokens", "speculation.verification")
 TIMES_FROM = 1.25
 """Ratios from here on are told as "1.36×", smaller ones in per cent."""
 THE_END = "the end"
@@ -115,9 +116,21 @@ def differing(configs: Sequence[EngineConfig | None]) -> list[list[View]]:
     texts = []
     for config in configs:
         values = {} if config is None else config_form.write(config)
-        shown = [] if config is None else [name for name in names if config_form.is_shown(name, values)]
-        texts.append([{"label": config_form.label(name), "value": _value(name, values[name])} for name in shown])
+        shown = [] if config is None else [name for name in names if _tells(name, values, readable)]
+        texts.append([{"label": _label(name), "value": _value(name, values[name])} for name in shown])
     return texts
+
+
+def _tells(name: str, values: Mapping[str, str], configs: Sequence[EngineConfig]) -> bool:
+    """Whether a setting says something on its side: it has a rival on another side, or is not what it always is."""
+    if not config_form.is_shown(name, values):
+        return False
+    rivals = sum(config_form.is_shown(name, config_form.write(config)) for config in configs)
+    return rivals > 1 or name in _ALWAYS_TOLD or values[name] != config_form.default_values()[name]
+
+
+def _label(name: str) -> str:
+    return config_form.label(name).removesuffix(": method").replace(": ", ", ")
 
 
 def _value(name: str, text: str) -> str:

@@ -43,12 +43,11 @@
       const labels = ["prompts", "runs", "sampling"].map((name) => P.compare.labels[name](draft, sets));
       const { running, result } = view;
       draw.bar([labels, draft.preset, blind, panel, running, asked, result && result.id, view.saved.length, draft.sides.length], () => [
-        P.compare.presetSelect(presets, draft.preset, preset),
+        P.compare.presetSelect(presets, draft.preset, (key) => { if (key === "*") { panel = null; send("overview"); } else preset(key); }, busy()),
         opener("prompts", labels[0]), opener("runs", labels[1]), opener("sampling", labels[2]),
         el("button", { class: "button", type: "button", "aria-pressed": String(blind), onclick: () => { blind = !blind; refresh(); }, text: "Blind", "data-tip": "Names and numbers stay hidden until you have voted for a text." }),
         el("span", { class: "spacer" }),
         running ? el("span", { class: "doing", role: "status", text: running.text }) : null,
-        running ? null : el("button", { class: "button", type: "button", onclick: () => { panel = null; send("overview"); }, text: "Presets" }),
         running || !view.saved.length ? null : opener("saved", `Saved (${view.saved.length})`),
         running || !result || result.id === null ? null : opener("export", "Export"),
         busy()
