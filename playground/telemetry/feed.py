@@ -187,24 +187,23 @@ class FrameFeed:
             logger.exception("building live frames failed; the next reader starts anew")
         finally:
             hub.unsubscribe(events)
-            with self._lock:
-                if self._thread is threading.current_thread():
-                    self._thread = None
+            self._leave()
+
+    def _leave(self, *, if_alone: bool = False) -> bool:
+        """Let the next reader start a thread of its own; with `if_alone` only if none has come in the meantime."""
+        with self._lock:
+            if if_alone and self._readers:
+                return False
+            if self._thread is threading.current_thread():
+                self._thread = None
+            return True
 
     def _build(self, builder: "_Builder") -> None:
         read_at = time.monotonic()
-        while True:
-            with self._lock:
-                if self._thread is not threading.current_thread():
-                    return
-                readers = self._readers
-                if readers:
-                    read_at = time.monotonic()
-                elif time.monotonic() - read_at >= self._linger_seconds:
-                    self._thread = None
-                    return
+        while self._thread is threading.current_thread():
             started = time.perf_counter()
             frame = builder.next()
+            readers = self._readers
             if frame is not None:
                 self.num_frames += 1
                 text = _written(frame)
@@ -215,6 +214,10 @@ class FrameFeed:
                 opening = _written(builder.opening())
                 for reader in newcomers:
                     reader._put(opening, opening=True)
+            if readers:
+                read_at = time.monotonic()
+            elif time.monotonic() - read_at >= self._linger_seconds and self._leave(if_alone=True):
+                return
             time.sleep(pause(time.perf_counter() - started))
             self._wake.wait(1 / IDLE_HZ if builder.is_moving else SLEEP_SECONDS)
 

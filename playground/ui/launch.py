@@ -118,7 +118,10 @@ class _StopSignal:
 
     def wait_until_set(self) -> None:
         self._serving = True
-        self._event.wait()
+        # Looked at once a second: a signal sent while the process was suspended may be taken by another thread, which
+        # does not wake this one.
+        while not self._event.wait(1.0):
+            pass
 
 
 def serve(options: ServeOptions) -> int:

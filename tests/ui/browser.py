@@ -167,6 +167,22 @@ class Tab:
     def tile(self, label: str) -> str:
         return str(self.page.locator("#strip .tile", has_text=label).locator("b").inner_text())
 
+    def wait_tile(self, label: str, text: str) -> None:
+        """Until the figure is this: figures change at most four times a second."""
+        self.wait(
+            """([label, text]) => [...document.querySelectorAll('#strip .tile')]
+            .some((tile) => tile.innerText.includes(label) && tile.querySelector('b').textContent === text)""",
+            [label, text],
+        )
+
+    def wait_running(self, requests: int) -> None:
+        """Until so many requests run in the engine."""
+        self.wait("([n]) => document.querySelector('#view-throughput .batch').textContent === n", [str(requests)])
+
+    def view(self, name: str) -> Any:
+        """One of the panel's views."""
+        return self.page.locator(f"#view-{name}")
+
     def wait(self, condition: str, argument: Any = None) -> None:
         self.page.wait_for_function(condition, arg=argument)
 

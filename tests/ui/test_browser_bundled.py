@@ -40,6 +40,7 @@ def test_kill_9_in_mid_reply_loses_that_reply_and_nothing_else(tmp_path: Path) -
             tab.wait("() => document.querySelectorAll('#transcript .bubble').length === 2")
             app.process.kill()
             app.process.wait()
+            tab.page.get_by_text("Connection lost, trying again").wait_for()
             tab.close()
         with served(tmp_path) as app:
             tab = Tab(browser, app.address)

@@ -25,6 +25,8 @@
     pencil: "M3 13l.7-2.9 7-7a1.3 1.3 0 0 1 1.9 0l.3.3a1.3 1.3 0 0 1 0 1.9l-7 7L3 13z",
     trash: "M3 4.5h10M6.3 4.5V3h3.4v1.5M4.5 4.5l.6 8.5h5.8l.6-8.5",
     close: "M4 4l8 8M12 4l-8 8",
+    pause: "M5.5 4v8M10.5 4v8",
+    play: "M5.5 3.8v8.4l6.5-4.2z",
   };
   P.icon = (name) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");

@@ -6,7 +6,7 @@
   const P = window.Playground;
   const { el, format } = P;
   const MOST_SQUARES = 4096;
-  const FIRST_SQUARES = 256;
+  const FIRST_BLOCKS = 256;
   const MAP_HEIGHT = 204;
   const TABLE_HEIGHT = 38;
   const FLASH_MS = 600;
@@ -29,7 +29,7 @@
       const { store } = view;
       const map = P.canvas({ label: "Map of the KV blocks", height: 168, className: "map" });
       const table = P.canvas({ label: "Block table", height: TABLE_HEIGHT });
-      const pause = el("button", { class: "quiet", type: "button", "aria-pressed": "false", text: "Pause", "data-tip": "Hold the map still; the engine goes on (Space on the map)" });
+      const pause = el("button", { class: "tool small", type: "button", "aria-pressed": "false", "aria-label": "Pause the map", "data-tip": "Hold the map still while the engine goes on (Space on the map)" }, P.icon("pause"));
       const scale = el("span", { class: "scale" });
       const legend = el("div", { class: "legend" },
         ...[["kv", "this request"], ["other", "another"], ["hatched", "shared"], ["idle", "cached, idle"], ["outlined", "empty"]].map(([kind, text]) =>
@@ -41,7 +41,8 @@
       const below = el("div", { class: "below" }, el("span", { text: "Block table of", "data-tip": "Where the tokens of one request lie: its first block, its second, and so on, each with the number of the physical block. Point at one to find it in the map." }), choice, tableNote);
       view.body.append(map.node, legend, below, table.node, empty);
 
-      let squares = FIRST_SQUARES; // shown; each is `bucket` blocks
+      let span = FIRST_BLOCKS; // blocks shown, if there are as many
+      let squares = 0; // that show them; each is `bucket` blocks
       let bucket = 1;
       let grid = null;
       let dirty = null; // squares to draw again; null: all
@@ -68,21 +69,19 @@
       };
 
       const fit = (width) => {
-        const data = shown();
-        const total = data.fill.length - 1;
-        let last = 0;
-        for (let id = total; id > 0; id--) if (data.fill[id] || data.holders[id].length) { last = id; break; }
-        if (store.epoch !== epoch) { epoch = store.epoch; squares = FIRST_SQUARES; dirty = null; lastCopy = store.time; }
-        const wasBucket = bucket;
-        bucket = Math.max(1, Math.ceil(total / MOST_SQUARES));
-        let wanted = Math.min(squares, Math.ceil(total / bucket));
-        while (wanted * bucket < last) wanted = Math.min(wanted * 2, Math.ceil(total / bucket));
-        if (wanted !== squares || !grid || grid.width !== width || wasBucket !== bucket) {
-          squares = wanted;
-          grid = { ...layout(squares, width), width };
-          map.height = grid.rows * grid.tall;
-          dirty = null;
-        }
+        const total = store.facts.num_blocks;
+        if (store.epoch !== epoch) { epoch = store.epoch; span = FIRST_BLOCKS; grid = null; lastCopy = store.time; }
+        let wanted = span;
+        while (wanted < store.highest) wanted *= 2;
+        if (grid && grid.width === width && wanted === span) return;
+        span = wanted;
+        const blocks = Math.min(span, total);
+        bucket = Math.ceil(blocks / MOST_SQUARES);
+        squares = Math.ceil(blocks / bucket);
+        grid = { ...layout(squares, width), width };
+        map.height = grid.rows * grid.tall;
+        map.node.dataset.grid = [grid.columns, grid.pitch, grid.tall].join(); // for who points at a block from outside
+        dirty = null;
       };
 
       const drawSquare = (g, square, request) => {
@@ -232,7 +231,8 @@
       const setPaused = (paused) => {
         frozen = paused ? { fill: store.fill.slice(), holders: store.holders.slice(), tables: new Map([...store.tables].map(([id, blocks]) => [id, [...blocks]])), followed: store.followed } : null;
         pause.setAttribute("aria-pressed", String(paused));
-        pause.textContent = paused ? "Go on" : "Pause";
+        pause.replaceChildren(P.icon(paused ? "play" : "pause"));
+        text();
         dirty = null;
         draw();
       };
@@ -268,11 +268,10 @@
         if (!total) { view.note(""); return; }
         const { blocks_in_use: used, blocks_shared: both, blocks_cached: cached, slots_in_use: slots } = store.now;
         const filled = used ? slots / (used * store.facts.block_size) : null;
-        const beyond = total - squares * bucket;
-        const said = bucket > 1 ? `${bucket} blocks a square` : beyond > 0 ? `first ${P.count(squares)} of ${P.count(total)}` : "";
+        const said = [span < total ? `first ${P.count(span)} of ${P.count(total)}` : "", bucket > 1 ? `${bucket} blocks a square` : ""].filter(Boolean).join(" · ");
         if (scale.textContent !== said) scale.textContent = said;
         const figures = [`${P.count(used)} in use`, `${P.count(both)} shared`, `${P.count(cached)} cached`, `${P.count(total - used - cached)} empty`, `slots filled ${P.written(format.percent(filled))}`];
-        view.note(figures.join(" · "));
+        view.note(frozen ? "held still" : figures.join(" · "));
         choose();
         const request = store.requests.get(store.followed);
         const blocks = store.tables.get(store.followed) || [];

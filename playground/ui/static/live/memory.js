@@ -124,7 +124,7 @@
         view.says(`Memory: ${P.written(format.bytes(now.memory_used))} in use. ${words}.`);
         picture.says(`Memory over 30 seconds, now ${P.written(format.bytes(now.memory_used))}: ${words}.`);
       };
-      return { draw, text };
+      return { draw, text, slow: true };
     },
   });
 })();

@@ -1,6 +1,7 @@
 // The instrument panel: an ordered list of views over one store. A view is `P.view(name, {title, tip, half, mount})`;
-// `mount(view)` builds into `view.body` (buttons into `view.tools`) and returns {draw, text}: `draw` for pictures, called once a frame while the view is on
-// the screen, `text` for figures, at most four times a second. The panel knows nothing of what a view shows.
+// `mount(view)` builds into `view.body` (buttons into `view.tools`) and returns {draw, text, slow}: `text` is for figures, called at
+// most four times a second; `draw` for pictures, called while the view is on the screen, with every frame or, if `slow`, with the
+// figures. The panel knows nothing of what a view shows.
 (() => {
   "use strict";
   const P = window.Playground;
@@ -38,10 +39,11 @@
     const watch = new IntersectionObserver((entries) => { for (const entry of entries) { const view = open.find((one) => one.node === entry.target); view.seen = entry.isIntersecting; } queue(); });
     for (const view of open) watch.observe(view.node);
     let queued = 0;
-    const paint = () => { queued = 0; if (store.epoch !== null) for (const view of open) if (view.seen && view.draw) view.draw(); };
-    const queue = () => { if (!queued) queued = window.requestAnimationFrame(paint); };
-    store.onFrame(queue);
-    store.onText(() => { for (const view of open) if (view.text) view.text(); });
+    let all = true; // the slow ones too
+    const paint = () => { queued = 0; if (store.epoch !== null) for (const view of open) if (view.seen && view.draw && (all || !view.slow)) view.draw(); all = false; };
+    const queue = (slow = true) => { all ||= slow; if (!queued) queued = window.requestAnimationFrame(paint); };
+    store.onFrame(() => queue(false));
+    store.onText(() => { for (const view of open) if (view.text) view.text(); queue(); });
     P.onRepaint(() => { for (const view of open) if (view.redraw) view.redraw(); queue(); });
     return root;
   };

@@ -28,6 +28,7 @@
       this.facts = {};
       this.fill = new Uint16Array(1); // tokens in each block, by its id
       this.holders = [NOBODY]; // ids of the requests that hold each block
+      this.highest = 0; // the highest block id that was ever seen used
       this.changed = null; // ids of the blocks that the latest frame changed; null: all
       this.requests = new Map();
       this.tables = new Map(); // request id -> physical block of each logical one
@@ -84,6 +85,7 @@
     takeBlocks(frame) {
       const ids = [];
       for (const [first, count, fill, holders] of frame.blocks) {
+        if (fill || holders.length) this.highest = Math.max(this.highest, first + count - 1);
         for (let id = first; id < first + count; id++) {
           this.fill[id] = fill;
           this.holders[id] = holders.length ? holders : NOBODY;

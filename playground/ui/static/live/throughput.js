@@ -26,7 +26,7 @@
         tip: (sample) => `${P.ago(store, sample.time_ms)}: ${sample.running} running, ${sample.waiting} waiting.`,
       });
       const gapNote = el("span", { class: "note" });
-      const batchNote = el("span", { class: "note" });
+      const batchNote = el("span", { class: "note batch" });
       const named = (name, tip, note) => el("div", { class: "below" }, el("span", { text: name, "data-tip": tip, tabindex: "0" }), note);
       view.body.append(rate.node,
         named("Between tokens, ms", "Inter-token latency (ITL), measured: between one step that gave a request tokens and its next one. Line: half were shorter (p50); dashed: 95 % were (p95). Over the last 5 s.", gapNote), gaps.node,
@@ -43,7 +43,7 @@
         gaps.says(`Inter-token latency over 30 seconds, now p50 ${P.written(format.ms(now.gap_p50_ms))}, p95 ${P.written(format.ms(now.gap_p95_ms))}.`);
         batch.says(`Batch size over 30 seconds, now ${now.running}.`);
       };
-      return { draw: () => { rate.draw(); gaps.draw(); batch.draw(); }, text };
+      return { draw: () => { rate.draw(); gaps.draw(); batch.draw(); }, text, slow: true };
     },
   });
 })();

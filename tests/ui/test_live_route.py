@@ -1,0 +1,106 @@
+"""The stream of live frames over HTTP, with a real server and real sockets: what comes, and what is left at the end."""
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+
+from playground import Engine, SamplingParams
+from playground.telemetry import FrameFeed, TelemetryHub
+from playground.ui.live_route import live_routes
+
+PATIENCE_SECONDS = 15.0
+
+
+@dataclass
+class Server:
+    port: int
+    feed: FrameFeed
+
+    def open(self, path: str = "/live/frames") -> http.client.HTTPResponse:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
+        connection.request("GET", path)
+        return connection.getresponse()
+
+
+@pytest.fixture
+def server(engine: Engine) -> Iterator[Server]:
+    with TelemetryHub(engine) as hub:
+        feed = FrameFeed(engine, hub, linger_seconds=0.1)
+        app = uvicorn.Server(
+            uvicorn.Config(Starlette(routes=live_routes(feed)), port=0, log_level="warning", lifespan="off")
+        )
+        thread = threading.Thread(target=app.run, daemon=True)
+        thread.start()
+        wait_until(lambda: app.started)
+        yield Server(app.servers[0].sockets[0].getsockname()[1], feed)
+        feed.close()
+        app.should_exit = True
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive(), "an open stream keeps nobody from ending"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.01)
+
+
+def next_frame(stream: http.client.HTTPResponse) -> dict[str, Any]:
+    while not (line := stream.readline().decode()).startswith("data: "):
+        assert line, "the stream has ended"
+    frame: dict[str, Any] = json.loads(line[6:])
+    return frame
+
+
+def test_the_stream_tells_what_the_engine_does(server: Server, engine: Engine) -> None:
+    stream = server.open()
+    assert stream.getheader("Content-Type", "").startswith("text/event-stream")
+    assert stream.getheader("Cache-Control") == "no-store"
+    opening = next_frame(stream)
+    assert opening["facts"]["num_blocks"] == engine.stats().kv_blocks_total
+    engine.generate("Once upon a time", SamplingParams(max_tokens=30, temperature=0))
+    emitted, ended, seq = 0, False, opening["seq"]
+    columns = opening["columns"]
+    while not ended:
+        frame = next_frame(stream)
+        assert frame["seq"] == seq + 1
+        seq = frame["seq"]
+        emitted += sum(step[columns["step"].index("emitted_tokens")] for step in frame["steps"])
+        ended = any(row[columns["request"].index("state")] == "finished" for row in frame["requests"])
+    assert emitted == 30
+    stream.close()
+
+
+def test_a_browser_that_goes_away_leaves_no_reader_and_no_thread(server: Server) -> None:
+    for _ in range(10):
+        streams = [server.open() for _ in range(3)]
+        for stream in streams:
+            next_frame(stream)
+        assert server.feed.num_readers >= 3
+        for stream in streams:
+            stream.close()
+        wait_until(lambda: server.feed.num_readers == 0)
+    wait_until(lambda: not any(thread.name == "frame-feed" for thread in threading.enumerate()))
+
+
+def test_the_stream_ends_when_the_app_does(server: Server) -> None:
+    stream = server.open()
+    next_frame(stream)
+    server.feed.close()
+    assert stream.read().strip() == b""
+    assert server.open().read().startswith(b"retry: "), "a stream that is opened too late ends at once"
+
+
+def test_the_worker_that_tabs_share_is_served_as_script(server: Server) -> None:
+    answer = server.open("/live/worker.js")
+    assert answer.status == 200 and answer.getheader("Content-Type", "").startswith("text/javascript")
+    assert b"EventSource" in answer.read()

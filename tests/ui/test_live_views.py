@@ -1,0 +1,248 @@
+"""The instrument panel in a real browser: what a person sees of the engine while a reply is written, and after it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from playground.telemetry import format as written
+from playground.telemetry.frames import HISTORY_SAMPLES, HISTORY_STEPS
+from tests.ui.browser import Tab, chromium, served
+from tests.ui.endless import ENDLESS, SHORT, write_endless_model
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
+
+NewTab = Callable[..., Tab]
+KV, OTHER, CACHED = (0, 114, 178), (230, 159, 0), (201, 205, 210)
+"""Colours of a block of this request, of another one's, of one that is only kept; light theme."""
+
+# The colours of the squares of the map near their lower edge, where a part-filled block is filled. Read from a copy:
+# the browser warns about reading from a canvas that is drawn on.
+SQUARES = """() => {
+  const canvas = document.querySelector('#view-blocks canvas.map');
+  const [columns, pitch, tall] = canvas.dataset.grid.split(',').map(Number);
+  const scale = canvas.width / canvas.clientWidth;
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d', {willReadFrequently: true});
+  copy.drawImage(canvas, 0, 0);
+  const colours = new Set();
+  for (let y = tall - 4; y < canvas.clientHeight; y += tall) {
+    for (let column = 0; column < columns; column++) {
+      colours.add([...copy.getImageData((column * pitch + 3) * scale, y * scale, 1, 1).data.slice(0, 3)].join());
+    }
+  }
+  return [...colours];
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("served")
+    model = write_endless_model(folder / "storyteller-test")
+    with served(folder, "--model", str(model), "--device", "cpu", "--dtype", "float32") as app:
+        yield app.address
+
+
+@pytest.fixture
+def new_tab(browser: Any, address: str) -> Iterator[NewTab]:
+    tabs: list[Tab] = []
+
+    def make(**options: Any) -> Tab:
+        tabs.append(Tab(browser, address, **options))
+        return tabs[-1]
+
+    yield make
+    problems = [problem for tab in tabs for problem in tab.problems]
+    for tab in tabs:
+        tab.close()
+    assert problems == []
+
+
+def wait_for_squares(tab: Tab, colours: set[tuple[int, int, int]]) -> None:
+    """Until the map shows squares of all these colours."""
+    wanted = [",".join(map(str, colour)) for colour in colours]
+    condition = f"(wanted) => {{ const seen = ({SQUARES})(); return wanted.every((one) => seen.includes(one)); }}"
+    tab.wait(condition, wanted)
+
+
+def test_blocks_have_the_colour_of_who_holds_them(new_tab: NewTab) -> None:
+    one, two = new_tab(), new_tab()
+    one.set(ENDLESS)
+    one.send("first tab speaking")
+    one.wait_streaming()
+    wait_for_squares(one, {KV})
+    two.set(ENDLESS)
+    two.send("second tab speaking")
+    two.wait_streaming()
+    wait_for_squares(two, {KV, OTHER})
+    table = two.view("blocks").locator("canvas").nth(1)
+    assert "physical numbers" in table.get_attribute("aria-label")
+    for tab in (one, two):
+        tab.stop()
+        tab.wait_stopped()
+    wait_for_squares(two, {CACHED})
+    two.wait_tile("KV blocks in use", "0")
+    assert "It" not in (table.get_attribute("aria-label") or "It") and "no blocks" in table.get_attribute("aria-label")
+
+
+def test_pointing_at_a_block_and_at_the_block_table_says_the_same_block(new_tab: NewTab) -> None:
+    tab = new_tab()
+    tab.set(ENDLESS)
+    tab.send("point at me")
+    tab.wait_streaming(200)
+    wait_for_squares(tab, {KV})
+    table = tab.view("blocks").locator("canvas").nth(1)
+    tip = tab.page.locator("#playground-tip")
+    table.hover(position={"x": 8, "y": 8})
+    tab.wait("() => /^Its block 1, tokens 1 to/.test(document.getElementById('playground-tip').textContent)")
+    block = tip.inner_text().split("Block ")[1].split(":")[0]
+    square = int(block.replace(",", "")) - 1
+    blocks = tab.view("blocks").locator("canvas.map")
+    columns, pitch, tall = map(int, blocks.get_attribute("data-grid").split(","))
+    blocks.hover(position={"x": square % columns * pitch + 3, "y": square // columns * tall + 3})
+    tab.wait("([name]) => document.getElementById('playground-tip').textContent.startsWith(name)", [f"Block {block}:"])
+    assert "held by #" in tip.inner_text() and "(its block 1)" in tip.inner_text()
+    lanes = tab.view("requests").locator("canvas").first
+    box = lanes.bounding_box()
+    lanes.hover(position={"x": box["width"] - 12, "y": 10})
+    tab.wait("() => /^#\\d+[,:]/.test(document.getElementById('playground-tip').textContent)")
+    tab.stop()
+    tab.wait_stopped()
+
+
+def test_a_paused_map_stands_still_while_the_engine_goes_on(new_tab: NewTab) -> None:
+    tab = new_tab()
+    tab.set(ENDLESS)
+    tab.send("hold still")
+    tab.wait_streaming()
+    tab.view("blocks").locator("canvas.map").focus()
+    tab.page.keyboard.press("Space")
+    picture = "document.querySelector('#view-blocks canvas.map').toDataURL()"
+    before, seq = tab.page.evaluate(picture), tab.page.evaluate("Playground.live.seq")
+    tab.wait("([seq]) => Playground.live.seq > seq + 12", [seq])
+    assert tab.page.evaluate(picture) == before
+    assert tab.view("blocks").locator(".note").first.inner_text() == "held still"
+    tab.page.keyboard.press("Space")
+    tab.wait(f"([before]) => {picture} !== before", [before])
+    tab.stop()
+    tab.wait_stopped()
+
+
+def test_nothing_is_mounted_anew_and_an_idle_page_is_quiet(new_tab: NewTab) -> None:
+    tab = new_tab()
+    tab.set(SHORT)
+    tab.page.evaluate("() => { window.__canvases = [...document.querySelectorAll('#page canvas')]; }")
+    tab.ask("Hello")
+    assert tab.page.evaluate("window.__canvases.length") >= 6 + 2 + 2 + 3 + 1
+    assert tab.page.evaluate("window.__canvases.every((canvas) => canvas.isConnected)")
+    tab.wait("() => Playground.live.now.tokens_per_second === null && Playground.live.now.step > 0")
+    tab.page.wait_for_timeout(600)
+    tab.page.evaluate(
+        """() => { window.__changes = 0; window.__seq = Playground.live.seq;
+        new MutationObserver((all) => { window.__changes += all.length; })
+          .observe(document.getElementById('page'), {subtree: true, childList: true, attributes: true}); }"""
+    )
+    tab.page.wait_for_timeout(1200)
+    assert tab.page.evaluate("[window.__changes, Playground.live.seq - window.__seq]") == [0, 0]
+
+
+def test_a_page_that_is_reloaded_finds_the_pictures_where_they_were(new_tab: NewTab) -> None:
+    tab = new_tab()
+    tab.set(SHORT)
+    tab.ask("Remember me")
+    tab.wait("() => Playground.live.now.tokens_per_second === null && Playground.live.now.step > 0")
+    steps, samples = tab.page.evaluate("[Playground.live.steps.length, Playground.live.samples.length]")
+    tab.page.reload()
+    tab.wait("([n]) => window.Playground && Playground.live.steps.length >= n", [min(steps, HISTORY_STEPS)])
+    assert tab.page.evaluate("Playground.live.samples.length") >= min(samples, HISTORY_SAMPLES)
+    tab.wait_tile("KV blocks in use", "0")
+    wait_for_squares(tab, {CACHED})
+
+
+def test_the_panel_is_resized_by_keyboard_and_remembers_it(new_tab: NewTab) -> None:
+    tab = new_tab()
+    width = "document.getElementById('instruments').clientWidth"
+    usual = tab.page.evaluate(width)
+    assert 520 <= usual <= 560
+    handle = tab.page.get_by_role("separator", name="Width of the instrument panel")
+    handle.focus()
+    for _ in range(3):
+        tab.page.keyboard.press("ArrowRight")
+    assert tab.page.evaluate(width) == usual - 48 and handle.get_attribute("aria-valuenow") == "500"
+    tab.page.reload()
+    tab.wait(f"([w]) => document.getElementById('instruments') && {width} === w", [usual - 48])
+    box = handle.bounding_box()
+    tab.page.mouse.move(box["x"] + 4, 400)
+    tab.page.mouse.down()
+    tab.page.mouse.move(box["x"] - 60, 400, steps=4)
+    tab.page.mouse.up()
+    assert tab.page.evaluate(width) == pytest.approx(usual - 48 + 64, abs=4)
+    handle.focus()
+    tab.page.keyboard.press("Home")
+    assert tab.page.evaluate(width) == usual
+
+
+@pytest.mark.parametrize("width", [390, 1000])
+def test_on_a_narrow_page_the_panel_is_folded_under_the_chat(new_tab: NewTab, width: int) -> None:
+    tab = new_tab(width=width, height=844)
+    fold = tab.page.get_by_role("button", name="Instruments")
+    assert fold.get_attribute("aria-expanded") == "false" and not tab.view("blocks").is_visible()
+    fold.click()
+    tab.view("blocks").wait_for()
+    assert not tab.scrolls_sideways() and tab.box.is_visible()
+    tab.set(SHORT)
+    tab.ask("Still usable")
+    fold.click()
+    assert not tab.view("blocks").is_visible()
+
+
+def test_a_page_is_named_by_the_address_and_marked_in_the_top_bar(new_tab: NewTab) -> None:
+    tab = new_tab()
+    chat = tab.page.get_by_role("link", name="Chat", exact=True)
+    assert chat.get_attribute("aria-current") == "page" and chat.get_attribute("href") == "#chat"
+    tab.page.goto(tab.address + "#no-such-page")
+    tab.box.wait_for()
+    assert chat.get_attribute("aria-current") == "page"
+
+
+def test_numbers_are_written_in_the_browser_as_in_python(new_tab: NewTab) -> None:
+    tab = new_tab()
+    values = [
+        0,
+        0.0004,
+        0.02549,
+        0.99961,
+        1,
+        9.996,
+        12.345,
+        99.95,
+        100,
+        999.4,
+        999.6,
+        1023,
+        1024,
+        123456.7,
+        8.1e9,
+        None,
+    ]
+    writers = {
+        "number": lambda value: written.format_number(value, "x"),
+        "ms": lambda value: written.format_seconds(None if value is None else value / 1000),
+        "percent": written.format_percent,
+        "bytes": written.format_bytes,
+        "rate": written.format_rate,
+    }
+    for name, write in writers.items():
+        argument = (
+            "(value) => Playground.format.number(value, 'x')" if name == "number" else f"Playground.format.{name}"
+        )
+        got = tab.page.evaluate(f"(values) => values.map({argument})", values)
+        assert got == [list(write(value)) for value in values], name
+    counts = [0, 7, 1234567]
+    got = tab.page.evaluate("(values) => values.map(Playground.format.count)", counts)
+    assert got == [list(written.format_count(value)) for value in counts]
