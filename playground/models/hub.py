@@ -142,5 +142,7 @@ def _bar_class(on_bytes: OnBytes) -> type[Any]:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The first line that an error says something in; the hub's client goes on with advice of its own."""
+    lines = str(error).strip().splitlines()
+    text = " ".join(lines[0].split()).removeprefix("Got: ") if lines else type(error).__name__
     return text if len(text) <= 160 else text[:157] + "..."

@@ -66,8 +66,9 @@ class ModelFolders:
         try:
             path = path.resolve(strict=True)
             is_folder = path.is_dir()
-        except OSError as error:
-            reason = "there is no such folder or file" if isinstance(error, FileNotFoundError) else error.strerror
+        except (OSError, ValueError) as error:  # ValueError: a zero byte in it
+            missing = isinstance(error, FileNotFoundError | ValueError)
+            reason = "there is no such folder or file" if missing else getattr(error, "strerror", None)
             raise ConfigError(f"{shorten(typed.strip(), 200)}: {reason}. Give another path.") from None
         if not is_folder and not is_gguf(path):
             raise ConfigError(f"{path} is neither a folder nor a .gguf file: give one of the two.")

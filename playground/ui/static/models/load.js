@@ -12,7 +12,7 @@
     let touched = false;
     let [busy, blocked] = [false, false];
     const ask = () => { window.clearTimeout(timer); timer = window.setTimeout(() => fire("check", { values: form.values() }), WAIT_MS); };
-    const form = P.form({ ...config, open: ["Model"], onChange: () => { touched = true; ask(); } });
+    const form = P.form({ ...config, open: ["Model"], onChange: () => { touched = true; ended.replaceChildren(); ask(); } });
     const load = el("button", { class: "button strong", type: "submit", text: "Load" });
     const reset = el("button", { class: "quiet", type: "button", text: "As loaded", "data-tip": "Fill the form with the configuration that is loaded now.", onclick: () => { touched = false; filled = ""; fill(P.host.now); } });
     const needs = el("div", { class: "needs" });
