@@ -44,12 +44,12 @@
       const { running, result } = view;
       draw.bar([labels, draft.preset, blind, panel, running, asked, result && result.id, view.saved.length, draft.sides.length], () => [
         P.compare.presetSelect(presets, draft.preset, (key) => { if (key === "*") { panel = null; send("overview"); } else preset(key); }, busy()),
-        opener("prompts", labels[0]), opener("runs", labels[1]), opener("sampling", labels[2]),
+        el("span", { class: "openers" }, opener("prompts", labels[0]), opener("runs", labels[1]), opener("sampling", labels[2]),
         el("button", { class: "button", type: "button", "aria-pressed": String(blind), onclick: () => { blind = !blind; refresh(); }, text: "Blind", "data-tip": "Names and numbers stay hidden until you have voted for a text." }),
-        el("span", { class: "spacer" }),
+          el("span", { class: "spacer" }),
+          running || !view.saved.length ? null : opener("saved", `Saved (${view.saved.length})`),
+          running || !result || result.id === null ? null : opener("export", "Export")),
         running ? el("span", { class: "doing", role: "status", text: running.text }) : null,
-        running || !view.saved.length ? null : opener("saved", `Saved (${view.saved.length})`),
-        running || !result || result.id === null ? null : opener("export", "Export"),
         busy()
           ? el("button", { class: "button strong", type: "button", disabled: !running, onclick: () => send("stop"), text: "Stop" })
           : el("button", { class: "button strong", type: "button", onclick: run, text: result ? "Run again" : "Run" }),
