@@ -10,6 +10,8 @@
     let draft = null;
     let fieldsKey = "";
     let [prompt, metric, panel, blind] = [0, null, null, false];
+    const link = /^#compare\/(\d+)$/.exec(window.location.hash);
+    let linked = link && Number(link[1]); // the comparison that the address names
     let asked = false; // waiting for the server's first word
     const forms = new Map(); // side -> form, while its settings are open
 
@@ -169,6 +171,11 @@
 
     const take = (value) => {
       if (!value || !value.rev || value.rev <= view.rev) return;
+      if (linked !== null) { // what the server says first is of no comparison in particular
+        const id = linked;
+        linked = null;
+        if (!value.running) { send("open", { id }); return; }
+      }
       const before = view.result;
       view = value;
       asked = false;
@@ -195,10 +202,8 @@
       const wanted = draft && view.result && view.result.id !== null ? `#compare/${view.result.id}` : "#compare";
       if (window.location.hash !== wanted) window.history.replaceState(null, "", wanted);
     };
-    const wanted = /^#compare\/(\d+)$/.exec(window.location.hash);
     P.bind(props, watch, take);
     refresh();
-    if (wanted) send("open", { id: Number(wanted[1]) });
     P.pages.onShow((name) => { if (name === "compare") refresh(); });
   };
 })();
