@@ -383,6 +383,7 @@ class EngineCore:
             request.num_cached_tokens,
             request.num_output_tokens,
             request.num_cache_write_tokens,
+            tuple(request.prompt_token_ids) if state == "queued" else (),
         )
         self._pending.append(event)
 

@@ -78,6 +78,8 @@ class RequestEvent(NamedTuple):
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
     num_cache_write_tokens: int = 0
+    prompt_token_ids: tuple[int, ...] = ()
+    """With "queued" only: the prompt, for whoever records requests."""
 
 
 BlockAction = Literal["alloc", "share", "copy", "release", "free", "evict", "cache"]

@@ -19,6 +19,7 @@ COUNT_COLUMNS = (
     "num_prompt_tokens",
     "num_output_tokens",
     "num_cached_tokens",
+    "num_cache_write_tokens",
     "num_preemptions",
     "num_draft_tokens",
     "num_accepted_tokens",

@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, literal, or_, select, update
-from sqlalchemy.dialects.sqlite import insert as insert_or_ignore
 
+from playground.sessions import run_queries
 from playground.sessions.codec import (
     DEFAULT_TITLE,
     canonical_json,
     clean_text,
-    config_id,
     join_metrics,
     split_metrics,
     title_from,
@@ -101,9 +100,9 @@ def update_chat(connection: Connection, chat_id: int, **values: Any) -> ChatInfo
 
 
 def delete_chat(connection: Connection, chat_id: int) -> None:
-    """The chat, its messages and runs, and the configurations that nothing uses any more."""
+    """The chat, its messages, runs and recorded requests, and what nothing uses any more."""
     connection.execute(delete(chats).where(chats.c.id == chat_id))
-    connection.execute(delete(configs).where(configs.c.id.not_in(select(runs.c.config_id))))
+    run_queries.delete_unused(connection)
 
 
 # Messages
@@ -173,10 +172,8 @@ def add_reply(
     if not follows and head_id is not None:
         follows = message(connection, head_id).parent_id == parent_id and message(connection, head_id).role != "user"
     message_id = _add_message(connection, chat_id, parent_id, "assistant", text)
-    json_text = canonical_json(config)
-    row = {"id": config_id(json_text), "json": json_text}
-    connection.execute(insert_or_ignore(configs).values(row).on_conflict_do_nothing())
-    connection.execute(insert(runs).values(message_id=message_id, config_id=row["id"], created_ms=now_ms(), **run))
+    used = run_queries.add_config(connection, config)
+    connection.execute(insert(runs).values(message_id=message_id, config_id=used, created_ms=now_ms(), **run))
     values: dict[str, Any] = {"updated_ms": now_ms()}
     if follows:
         values["head_message_id"] = message_id

@@ -6,7 +6,20 @@ Times are integers: milliseconds since 1970 for the wall clock, nanoseconds for 
 
 from typing import Any
 
-from sqlalchemy import CheckConstraint, Column, ForeignKey, Index, Integer, MetaData, Table, Text
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+)
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
@@ -88,6 +101,7 @@ class Run(Base, table=True):
     num_prompt_tokens: int | None = None
     num_output_tokens: int | None = None
     num_cached_tokens: int | None = None
+    num_cache_write_tokens: int | None = None
     num_preemptions: int | None = None
     num_draft_tokens: int | None = None
     num_accepted_tokens: int | None = None
@@ -111,6 +125,231 @@ class Comparison(Base, table=True):
     created_ms: int
     vote: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
     data: str = Field(sa_column=Column(Text, nullable=False))
+
+
+class EngineRecording(Base, table=True):
+    """One engine that was watched, from its loading to its end; or a file of runs that was imported."""
+
+    __tablename__ = "recording"
+    __table_args__: Any = (
+        CheckConstraint("origin IN ('here', 'imported')", name="origin"),
+        Index(None, "config_id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    origin: str = Field(sa_column=Column(Text, nullable=False))
+    created_ms: int
+    """When its time 0 was, or that of the engine in an imported file."""
+    config_id: str = Field(sa_column=Column(Text, ForeignKey("config.id"), nullable=False))
+    model: str = Field(sa_column=Column(Text, nullable=False))
+    environment: str = Field(sa_column=Column(Text, nullable=False))
+    """JSON: the machine and the versions."""
+    facts: str = Field(sa_column=Column(Text, nullable=False))
+    """JSON: `EngineFacts`."""
+
+
+class Segment(Base, table=True):
+    """A stretch of a recording that can be played by itself: it begins with the state of all blocks and requests.
+
+    Raw events belong to one, in the order of `seq`, which all kinds of them share; deleting it deletes them.
+    """
+
+    __tablename__ = "segment"
+    __table_args__: Any = (
+        PrimaryKeyConstraint("recording_id", "number"),
+        ForeignKeyConstraint(["recording_id"], ["recording.id"], ondelete="CASCADE"),
+    )
+
+    recording_id: int
+    number: int
+    created_ms: int
+    num_bytes: int
+    """Roughly what its events take in the file."""
+    keyframe: str = Field(sa_column=Column(Text, nullable=False))
+    """JSON of a `KVSnapshot`."""
+
+
+class RecordedRequest(Base, table=True):
+    """One request that an engine served (of several samples: one of them). It outlives its raw events. NULL: not
+    measured; `finish` NULL: it has not ended, or nobody saw its end."""
+
+    __tablename__ = "request"
+    __table_args__: Any = (
+        UniqueConstraint("recording_id", "engine_id"),
+        ForeignKeyConstraint(["recording_id"], ["recording.id"], ondelete="CASCADE"),
+        Index(None, "chat_id"),
+        Index(None, "message_id"),
+        Index(None, "config_id"),
+        Index(None, "created_ms"),
+        CheckConstraint("finish IN ('stop', 'length', 'abort', 'error')", name="finish"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: int | None = Field(default=None, primary_key=True)
+    recording_id: int | None = None
+    engine_id: int | None = None
+    """The engine's number for it."""
+    first_segment: int | None = None
+    last_segment: int | None = None
+    """NULL while it runs."""
+    chat_id: int | None = Field(default=None, sa_column=Column(Integer, ForeignKey("chat.id", ondelete="CASCADE")))
+    message_id: int | None = Field(
+        default=None, sa_column=Column(Integer, ForeignKey("message.id", ondelete="CASCADE"))
+    )
+    """The reply that it made."""
+    config_id: str = Field(sa_column=Column(Text, ForeignKey("config.id"), nullable=False))
+    model: str = Field(sa_column=Column(Text, nullable=False))
+    created_ms: int
+    prompt: str = Field(sa_column=Column(Text, nullable=False))
+    params: str = Field(default="{}", sa_column=Column(Text, nullable=False))
+    finish: str | None = Field(default=None, sa_column=Column(Text))
+    num_prompt_tokens: int | None = None
+    num_output_tokens: int | None = None
+    num_cached_tokens: int | None = None
+    num_cache_write_tokens: int | None = None
+    num_preemptions: int | None = None
+    num_draft_tokens: int | None = None
+    num_accepted_tokens: int | None = None
+    kv_blocks_peak: int | None = None
+    queue_ns: int | None = None
+    time_to_first_token_ns: int | None = None
+    time_per_output_token_ns: int | None = None
+    e2e_latency_ns: int | None = None
+    gaps: bytes | None = Field(default=None, sa_column=Column(LargeBinary))
+    """Inter-token latencies: float32, seconds, in order."""
+
+
+def _of_segment(*more: Any) -> Any:
+    """Of the tables of raw events: the key they share, and no row id beside it."""
+    return (
+        PrimaryKeyConstraint("recording_id", "segment", "seq"),
+        ForeignKeyConstraint(
+            ["recording_id", "segment"], ["segment.recording_id", "segment.number"], ondelete="CASCADE"
+        ),
+        *more,
+        {"sqlite_with_rowid": False},
+    )
+
+
+class RecordedStep(Base, table=True):
+    """A `StepEvent`; times on the clock of its recording."""
+
+    __tablename__ = "step"
+    __table_args__: Any = _of_segment()
+
+    recording_id: int
+    segment: int
+    seq: int
+    step: int
+    time_ns: int
+    schedule_ns: int
+    draft_ns: int
+    prepare_ns: int
+    forward_ns: int
+    sample_ns: int
+    post_ns: int
+    num_prefill_tokens: int
+    num_decode_tokens: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_emitted_tokens: int
+    num_running: int
+    num_waiting: int
+    num_preempted: int
+    kv_blocks_in_use: int
+    kv_blocks_cached: int
+    kv_blocks_empty: int
+    kv_slots_in_use: int
+    slices: str = Field(sa_column=Column(Text, nullable=False))
+    """JSON: the shares of its requests, without the ids of tokens, which are in `token`."""
+
+
+class RecordedChange(Base, table=True):
+    """A `RequestEvent`."""
+
+    __tablename__ = "request_event"
+    __table_args__: Any = _of_segment()
+
+    recording_id: int
+    segment: int
+    seq: int
+    time_ns: int
+    request_id: int
+    state: str = Field(sa_column=Column(Text, nullable=False))
+    reason: str | None = Field(default=None, sa_column=Column(Text))
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    num_cache_write_tokens: int
+
+
+class RecordedBlock(Base, table=True):
+    """A `BlockEvent`."""
+
+    __tablename__ = "block_event"
+    __table_args__: Any = _of_segment()
+
+    recording_id: int
+    segment: int
+    seq: int
+    time_ns: int
+    action: str = Field(sa_column=Column(Text, nullable=False))
+    block_id: int
+    ref_count: int
+    request_id: int | None = None
+    source_block_id: int | None = None
+    logical_index: int | None = None
+
+
+class RecordedSample(Base, table=True):
+    """A `MemorySample`."""
+
+    __tablename__ = "sample"
+    __table_args__: Any = _of_segment()
+
+    recording_id: int
+    segment: int
+    seq: int
+    time_ns: int
+    source: str = Field(sa_column=Column(Text, nullable=False))
+    used_bytes: int | None = None
+    total_bytes: int | None = None
+    reserved_bytes: int | None = None
+
+
+class Token(Base, table=True):
+    """A `RecordedToken`. Belongs to its request too, so that deleting a chat leaves none of its text."""
+
+    __tablename__ = "token"
+    __table_args__: Any = _of_segment(
+        ForeignKeyConstraint(
+            ["recording_id", "request"], ["request.recording_id", "request.engine_id"], ondelete="CASCADE"
+        ),
+        Index(None, "recording_id", "request"),
+        CheckConstraint("origin IN ('target', 'accepted', 'bonus', 'rejected')", name="origin"),
+    )
+
+    recording_id: int
+    segment: int
+    seq: int
+    request: int
+    step: int
+    position: int | None = None
+    token_id: int
+    text: str = Field(sa_column=Column(Text, nullable=False))
+    logprob: float | None = None
+    origin: str = Field(sa_column=Column(Text, nullable=False))
+    draft_position: int | None = None
+
+
+class Setting(Base, table=True):
+    """What a user chose for this installation, as JSON."""
+
+    __tablename__ = "setting"
+
+    name: str = Field(sa_column=Column(Text, primary_key=True))
+    value: str = Field(sa_column=Column(Text, nullable=False))
 
 
 def table(model: type[Base]) -> Table:

@@ -38,13 +38,13 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="chat-store-writer", daemon=True)
         self._thread.start()
 
-    def submit(self, unit: Unit[T]) -> "Future[T]":
-        """Queue one transaction."""
+    def submit(self, unit: Unit[T], lock_wait: float | None = None) -> "Future[T]":
+        """Queue one transaction. `lock_wait`: seconds that this one may wait for another program's lock."""
         future: Future[T] = Future()
         with self._lock:  # so that nothing can be queued behind the closing mark
             if self._closed:
                 raise StorageError("The chat store is closed: restart the playground to go on saving chats.")
-            self._queue.put((unit, future, time.monotonic() + self._lock_wait))
+            self._queue.put((unit, future, time.monotonic() + (self._lock_wait if lock_wait is None else lock_wait)))
         return future
 
     def close(self) -> None:

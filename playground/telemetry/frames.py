@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from playground.engine.block_pool import NULL_BLOCK
 from playground.engine.events import BlockEvent, Event, RequestEvent, ScheduledSlice, StepEvent
-from playground.engine.kv_snapshot import KVSnapshot
+from playground.engine.kv_snapshot import KVSnapshot, RequestBlocks
 from playground.telemetry.definitions import ACCEPTANCE_WINDOW_SECONDS, LATENCY_WINDOW_SECONDS
 from playground.telemetry.memory import MemorySample, MemorySource
 from playground.telemetry.rates import NS_PER_S, FirstTokenTimes, RollingRates
@@ -234,8 +234,8 @@ class _Sequence:
 class LiveState:
     """Everything the live views show, as the events so far tell it."""
 
-    def __init__(self, facts: EngineFacts, epoch_ns: int) -> None:
-        """`epoch_ns` is time 0 of the frames, on the events' clock."""
+    def __init__(self, facts: EngineFacts, epoch_ns: int, sample_ns: int = NS_PER_S // SAMPLES_PER_SECOND) -> None:
+        """`epoch_ns` is time 0 of the frames, on the events' clock; `sample_ns` the least time between two samples."""
         self.facts = facts
         self.epoch_ns = epoch_ns
         self.num_dropped = 0
@@ -258,6 +258,7 @@ class LiveState:
         self._new_copies: list[list[Any]] = []
         self._new_steps: deque[StepRow] = deque(maxlen=MAX_STEPS)
         self._num_new_steps = 0
+        self._sample_ns = sample_ns
         self._next_sample_ns = epoch_ns
         self._steps: deque[StepRow] = deque(maxlen=HISTORY_STEPS)
         self._history: deque[SampleRow] = deque(maxlen=HISTORY_SAMPLES)
@@ -438,6 +439,25 @@ class LiveState:
         sequence = self._sequences.get(request_id)
         return [] if sequence is None else sequence.listed()
 
+    def snapshot(self, time_ns: int) -> KVSnapshot:
+        """The blocks and the requests that have not ended, from which another state can go on: see `resync`."""
+        requests = tuple(
+            RequestBlocks(
+                one.id,
+                one.state == "running",
+                one.num_prompt,
+                one.num_cached,
+                one.num_output,
+                one.num_computed or one.num_found,
+                one.num_preemptions,
+                tuple(one.listed()),
+            )
+            for one in self._sequences.values()
+            if one.state != "finished"
+        )
+        cached = tuple(sorted(block_id for block_id in self._fill if block_id not in self._holders))
+        return KVSnapshot(time_ns, self.facts.num_blocks, self.facts.block_size, cached, requests)
+
     def is_moving(self, now_ns: int) -> bool:
         """Whether a later frame could show something else although no event comes: requests wait, or rates run out."""
         unfinished = any(sequence.state != "finished" for sequence in self._sequences.values())
@@ -488,7 +508,7 @@ class LiveState:
         if final or now_ns >= self._next_sample_ns:
             sample = self._sample(now_ns)
             self._history.append(sample)
-            self._next_sample_ns = now_ns + NS_PER_S // SAMPLES_PER_SECOND
+            self._next_sample_ns = now_ns + self._sample_ns
         self._seq += 1
         frame: Frame = {"seq": self._seq, "t": self._ms(now_ns), "full": full}
         frame |= self._everything() if full else self._changes()

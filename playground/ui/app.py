@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from starlette.routing import BaseRoute
 
 from playground.sessions import SessionStore
+from playground.sessions.recorder import RunRecorder
+from playground.sessions.run_store import RunStore
 from playground.ui.components import page_head, surface
-from playground.ui.host import EngineHost
+from playground.ui.environment import describe
+from playground.ui.host import EngineHost, Serving
 from playground.ui.live_route import live_routes
 from playground.ui.pages import PAGES, PageContext
 from playground.ui.theme import theme
-from playground.ui.wording import PAGE_NAME
+from playground.ui.wording import PAGE_NAME, model_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +28,7 @@ class App:
 
     demo: gr.Blocks
     host: EngineHost
+    routes: list[BaseRoute]
     on_close: ExitStack
 
     @property
@@ -34,7 +39,7 @@ class App:
         return {
             "theme": theme(),
             "head": page_head(scripts, styles),
-            "app_kwargs": {"routes": live_routes(self.host)},
+            "app_kwargs": {"routes": [*live_routes(self.host), *self.routes]},
             "ssr_mode": False,
             "run_history": False,
             "footer_links": [],
@@ -49,12 +54,26 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
     on_close = ExitStack()
     on_close.callback(host.feed.close)  # ends the streams of every browser
     with gr.Blocks(title=PAGE_NAME, analytics_enabled=False, fill_width=True) as demo:
-        context = PageContext(demo, host, store, on_close)
+        context = PageContext(demo, host, store, _recorder(host, store, on_close), [], on_close)
         names = [{"name": page.name, "title": page.title} for page in PAGES]
         with gr.Column(elem_id="page"):
             surface("mountTopbar", "topbar", config={"name": PAGE_NAME, "pages": names})
             for page in PAGES:
                 with gr.Column(elem_id=f"page-{page.name}", elem_classes="page"):
                     page.build(context)
+    # After the pages' own: what their replies became is told before the engine's recording ends.
+    host.follow(leaves=lambda serving: context.recorder.leave(serving.engine))
     demo.queue(max_size=None)
-    return App(demo, host, on_close)
+    return App(demo, host, context.routes, on_close)
+
+
+def _recorder(host: EngineHost, store: SessionStore, on_close: ExitStack) -> RunRecorder:
+    """Records every engine of the host, from before its first request."""
+    recorder = RunRecorder(RunStore(store), describe, model_name)
+
+    def arrives(serving: Serving) -> None:
+        recorder.watch(serving.engine, serving.hub)
+
+    host.follow(arrives)
+    on_close.callback(recorder.close)
+    return recorder

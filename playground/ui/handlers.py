@@ -15,6 +15,7 @@ import gradio as gr
 
 from playground.errors import PlaygroundError
 from playground.sessions import SessionStore
+from playground.sessions.recorder import RunRecorder
 from playground.telemetry.pace import pause
 from playground.ui import views
 from playground.ui.frames import ReplyFrames
@@ -38,11 +39,11 @@ FAULT = f"{PAGE_NAME} could not do that because of a fault of its own; its log s
 class ChatHandlers:
     """The handlers of one page over the engine of the moment and one store."""
 
-    def __init__(self, host: EngineHost, store: SessionStore) -> None:
+    def __init__(self, host: EngineHost, store: SessionStore, recorder: RunRecorder | None = None) -> None:
         self._store = store
         self._host = host
         self.runs = RunRegistry()
-        self._turns = Turns(host, store, self.runs)
+        self._turns = Turns(host, store, self.runs, recorder)
         host.follow(leaves=lambda serving: self.runs.end_all(MODEL_CHANGED))
         self._shown: dict[str, int | None] = {}
         """Which chat each browser tab shows, to end a stream whose tab has moved on."""

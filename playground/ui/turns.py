@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from playground.config import EngineConfig
 from playground.engine.engine import Engine
 from playground.engine.outputs import Generation
 from playground.errors import RequestError
 from playground.sampling_params import SamplingParams
 from playground.sessions import MessageInfo, RunStatus, SessionStore, StorageError
+from playground.sessions.recorder import RunRecorder
+from playground.sessions.transcriber import Note
 from playground.ui.host import EngineHost
 from playground.ui.runs import ChatRun, Keep, RunRegistry
 from playground.ui.settings import sampling_params
@@ -60,10 +61,13 @@ class Turns:
     Every method may block: call it off the event loop.
     """
 
-    def __init__(self, host: EngineHost, store: SessionStore, runs: RunRegistry) -> None:
+    def __init__(
+        self, host: EngineHost, store: SessionStore, runs: RunRegistry, recorder: RunRecorder | None = None
+    ) -> None:
         self._host = host
         self._store = store
         self.runs = runs
+        self._recorder = recorder
 
     def ask(self, chat_id: int | None, text: str, wish: Wish, owner: str) -> ChatRun:
         """Send a question at the end of a chat (None: a new one) and start the reply."""
@@ -97,7 +101,7 @@ class Turns:
             self._store.set_system_prompt(chat_id, wish.system_prompt)
             engine = self._host.require()
             run = self._submit(engine, chat_id, [*before, question], wish, params, owner)
-            return run, self._keeper(run, question.id, params, engine.config)
+            return run, self._keeper(run, question.id, params, engine)
 
         return self.runs.start(chat_id, make)
 
@@ -157,7 +161,7 @@ class Turns:
             except BaseException:
                 run.cancel()
                 raise
-            return run, self._keeper(run, question.id, params, engine.config)
+            return run, self._keeper(run, question.id, params, engine)
 
         return self.runs.start(chat_id, make)
 
@@ -174,22 +178,26 @@ class Turns:
         handle = engine.submit(fitted.token_ids, params)
         return ChatRun(chat_id, owner, handle, len(fitted.token_ids), fitted.num_left_out)
 
-    def _keeper(self, run: ChatRun, question_id: int, params: SamplingParams, config: EngineConfig) -> Keep:
+    def _keeper(self, run: ChatRun, question_id: int, params: SamplingParams, engine: Engine) -> Keep:
         def keep(generation: Generation) -> None:
             ended: dict[str, RunStatus] = {"abort": "stopped", "error": "error"}
             metrics = metrics_dict(generation.metrics)
             metrics |= {"finish_reason": generation.finish_reason, "num_messages_left_out": run.num_left_out}
             if generation.error or run.cancelled_for:
                 metrics["error"] = generation.error or run.cancelled_for
-            self._store.append_reply(
+            reply = self._store.append_reply(
                 run.chat_id,
                 parent_id=question_id,
                 text=generation.text,
                 status=ended.get(generation.finish_reason, "done"),
                 metrics=metrics,
-                config=config.model_dump(mode="json"),
+                config=engine.config.model_dump(mode="json"),
                 params=params.model_dump(mode="json"),
                 seed=params.seed,
             )
+            if self._recorder is not None:
+                logprobs = [one.logprob for one in generation.logprobs or ()]
+                note = Note(run.chat_id, reply.id, params.model_dump(mode="json"), metrics, logprobs)
+                self._recorder.note(engine, generation, note)
 
         return keep

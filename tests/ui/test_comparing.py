@@ -121,6 +121,7 @@ def test_a_blind_comparison_tells_nothing_until_there_is_a_vote() -> None:
         ({}, {"model": "elsewhere"}, False, None, "two models"),
         ({}, {"dtype": "float64"}, True, 0.2, "number type"),
         ({}, {"attention": "naive"}, True, 0.3, "another order"),
+        ({}, {"attention": "naive"}, False, 3.0, "the same draw"),
     ],
 )
 def test_a_difference_has_a_reason(one: Any, other: Any, greedy: bool, gap: float | None, words: str) -> None:

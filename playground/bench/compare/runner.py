@@ -356,12 +356,11 @@ class _Contained:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if error is None or isinstance(error, Stopped) or not isinstance(error, Exception):
             return False
+        if not isinstance(error, PlaygroundError):
+            logger.error("a side of a comparison failed", exc_info=error)
         error.__traceback__ = None  # it would keep half an engine in memory
-        if isinstance(error, PlaygroundError):
-            self._comparison._fail(self._side, str(error))
-        else:
-            logger.error("a side of a comparison failed", exc_info=(type(error), error, None))
-            self._comparison._fail(self._side, out_of_memory(error) or FAULT)
+        sentence = str(error) if isinstance(error, PlaygroundError) else out_of_memory(error) or FAULT
+        self._comparison._fail(self._side, sentence)
         return True
 
 

@@ -33,6 +33,8 @@ def why_different(one: EngineConfig, other: EngineConfig, *, greedy: bool, gap: 
         return Reason("sampled text may differ, its distribution does not", offer_coupled=True)
     if one.dtype != other.dtype:
         return Reason("another number type rounds otherwise, and one such decision is enough")
+    if not greedy:
+        return Reason("the same draw, so close to a boundary that sums in another order tip it")
     if gap is not None and abs(gap) < _TIE:
         return Reason("a near tie that rounding decides: the same sums in another order")
     return Reason("the same sums in another order round otherwise")

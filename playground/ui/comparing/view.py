@@ -125,8 +125,8 @@ def _tells(name: str, values: Mapping[str, str], configs: Sequence[EngineConfig]
     """Whether a setting says something on its side: it has a rival on another side, or is not what it always is."""
     if not config_form.is_shown(name, values):
         return False
-    rivals = sum(config_form.is_shown(name, config_form.write(config)) for config in configs)
-    return rivals > 1 or name in _ALWAYS_TOLD or values[name] != config_form.default_values()[name]
+    rivals = {other[name] for other in map(config_form.write, configs) if config_form.is_shown(name, other)}
+    return len(rivals) > 1 or name in _ALWAYS_TOLD or values[name] != config_form.default_values()[name]
 
 
 def _label(name: str) -> str:
@@ -220,8 +220,9 @@ def _band(
     if base is not None and other is not None:
         greedy = float(setup["temperature"]) == 0
         reason = why_different(base, other, greedy=greedy, gap=gap)
+    several = f"{LETTERS[side]}: " if len(record["sides"]) > 2 else ""
     head = f"identical for {_plural(one['common'], 'token')}" if one["common"] else "different from the start"
-    said = f"{head} · first difference at token {one['common'] + 1}: {tokens[0]} against {tokens[1]}"
+    said = f"{several}{head} · first difference at token {one['common'] + 1}: {tokens[0]} against {tokens[1]}"
     if gap is not None:
         said += f", a gap of {_signed(gap)} in A"
     if reason is not None:

@@ -16,7 +16,7 @@ VIEWS = ("blocks", "requests", "throughput", "memory")
 
 
 def build(context: PageContext) -> None:
-    do = ChatHandlers(context.host, context.store)
+    do = ChatHandlers(context.host, context.store, context.recorder)
     context.on_close.callback(do.runs.close)
     words = {
         "name": PAGE_NAME,

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from starlette.routing import BaseRoute
 
 from playground.sessions import SessionStore
+from playground.sessions.recorder import RunRecorder
 from playground.ui.host import EngineHost
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
@@ -24,6 +26,10 @@ class PageContext:
     host: EngineHost
     """The engine of the moment, with what watches it."""
     store: SessionStore
+    recorder: RunRecorder
+    """Stores every run of the host's engines."""
+    routes: list[BaseRoute]
+    """What pages answer over HTTP beside Gradio: they add theirs while they are built."""
     on_close: ExitStack
     """Callbacks for when the app ends, last one first."""
 

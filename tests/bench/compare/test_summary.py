@@ -24,7 +24,7 @@ def test_the_interval_holds_the_median_and_stays_within_the_values(values: list[
 
 def test_the_bootstrap_interval_agrees_with_the_exact_distribution_of_resampled_medians() -> None:
     values = [1.0, 2.0, 3.0, 4.0, 5.0]
-    # The median of 5 draws is at most k when at least 3 of them are: P = Σ_{i>=3} C(5,i) (k/5)^i (1-k/5)^(5-i), which is
+    # The median of 5 draws is at most k when at least 3 are: P = Σ_{i>=3} C(5,i) (k/5)^i (1-k/5)^(5-i), which is
     # 5.8 % for k = 1 and 31.7 % for k = 2, so the 2.5 % point is 1, and by symmetry the 97.5 % point is 5.
     assert median_interval(values) == Interval(3.0, 1.0, 5.0, 5)
 

@@ -10,6 +10,8 @@
     let draft = null;
     let fieldsKey = "";
     let [prompt, metric, panel, blind] = [0, null, null, false];
+    const link = /^#compare\/(\d+)$/.exec(window.location.hash);
+    let linked = link && Number(link[1]); // the comparison that the address names
     let asked = false; // waiting for the server's first word
     const forms = new Map(); // side -> form, while its settings are open
 
@@ -44,12 +46,12 @@
       const { running, result } = view;
       draw.bar([labels, draft.preset, blind, panel, running, asked, result && result.id, view.saved.length, draft.sides.length], () => [
         P.compare.presetSelect(presets, draft.preset, (key) => { if (key === "*") { panel = null; send("overview"); } else preset(key); }, busy()),
-        opener("prompts", labels[0]), opener("runs", labels[1]), opener("sampling", labels[2]),
+        el("span", { class: "openers" }, opener("prompts", labels[0]), opener("runs", labels[1]), opener("sampling", labels[2]),
         el("button", { class: "button", type: "button", "aria-pressed": String(blind), onclick: () => { blind = !blind; refresh(); }, text: "Blind", "data-tip": "Names and numbers stay hidden until you have voted for a text." }),
-        el("span", { class: "spacer" }),
+          el("span", { class: "spacer" }),
+          running || !view.saved.length ? null : opener("saved", `Saved (${view.saved.length})`),
+          running || !result || result.id === null ? null : opener("export", "Export")),
         running ? el("span", { class: "doing", role: "status", text: running.text }) : null,
-        running || !view.saved.length ? null : opener("saved", `Saved (${view.saved.length})`),
-        running || !result || result.id === null ? null : opener("export", "Export"),
         busy()
           ? el("button", { class: "button strong", type: "button", disabled: !running, onclick: () => send("stop"), text: "Stop" })
           : el("button", { class: "button strong", type: "button", onclick: run, text: result ? "Run again" : "Run" }),
@@ -169,6 +171,11 @@
 
     const take = (value) => {
       if (!value || !value.rev || value.rev <= view.rev) return;
+      if (linked !== null) { // what the server says first is of no comparison in particular
+        const id = linked;
+        linked = null;
+        if (!value.running) { send("open", { id }); return; }
+      }
       const before = view.result;
       view = value;
       asked = false;
@@ -195,10 +202,8 @@
       const wanted = draft && view.result && view.result.id !== null ? `#compare/${view.result.id}` : "#compare";
       if (window.location.hash !== wanted) window.history.replaceState(null, "", wanted);
     };
-    const wanted = /^#compare\/(\d+)$/.exec(window.location.hash);
     P.bind(props, watch, take);
     refresh();
-    if (wanted) send("open", { id: Number(wanted[1]) });
     P.pages.onShow((name) => { if (name === "compare") refresh(); });
   };
 })();

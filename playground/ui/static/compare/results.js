@@ -7,7 +7,7 @@
   // One output in three parts: the same as the other's, the first difference, the rest.
   P.compare.output = (output) => el("div", { class: "words" },
     el("span", { class: "same", text: output.same }),
-    output.parted ? el("span", { class: "parts", "data-tip": "The texts part here.", tabindex: "0", text: output.first || " " }) : null,
+    output.parted ? el("span", { class: "parting", "data-tip": "The texts part here.", tabindex: "0", text: output.first || " " }) : null,
     el("span", { text: output.rest }));
 
   P.compare.promptLine = (result, at, go) => {

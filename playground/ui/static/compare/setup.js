@@ -22,7 +22,7 @@
   const { input, select } = P.compare;
   P.compare.panels = {
     prompts: (draft, sets, changed) => {
-      const own = el("textarea", { rows: "6", value: draft.prompts, "aria-label": "Prompts", "data-field": "prompts" });
+      const own = el("textarea", { rows: "6", value: draft.prompts, "aria-label": "Text of the prompts", "data-field": "prompts" });
       own.addEventListener("input", () => { draft.prompts = own.value; changed(); });
       const choose = () => {
         const set = sets.find(({ key }) => key === draft.prompt_set);

@@ -2,16 +2,15 @@
 (() => {
   "use strict";
   const P = window.Playground;
-  P.CHART_MS = 30_000;
   const REST_MS = 1500; // samples further apart than this had a rest between them
   const LEFT = 30;
 
   // Places of samples in a picture of this width, and the sample nearest to a place.
-  P.timeAxis = (store, width, left = LEFT, span = P.CHART_MS) => {
+  P.timeAxis = (store, width, left = LEFT, span = store.span) => {
     const x = (time) => width - 1 - ((store.time - time) / span) * (width - left - 1);
     return { x, time: (at) => store.time - ((width - 1 - at) / (width - left - 1)) * span, left, oldest: store.time - span };
   };
-  P.recent = (store, span = P.CHART_MS) => { const oldest = store.time - span - 500; const first = store.samples.findIndex((sample) => sample.time_ms >= oldest); return first < 0 ? [] : store.samples.slice(first); };
+  P.recent = (store, span = store.span) => { const oldest = store.time - span - 500; const first = store.samples.findIndex((sample) => sample.time_ms >= oldest); return first < 0 ? [] : store.samples.slice(first); };
   P.nearest = (samples, time) => samples.reduce((best, sample) => (!best || Math.abs(sample.time_ms - time) < Math.abs(best.time_ms - time) ? sample : best), null);
 
   // series: [{value(sample), color, dash, steps}]; `ticks` divisions; `tip(sample)` is the hover.

@@ -39,9 +39,11 @@
       }));
       view.body.append(lanes.node, legend, el("div", { class: "below" }, el("span", { text: "Step time, ms", tabindex: "0", "data-tip": "What each step spent its time on. A step runs the model once over whatever is due." }), stepNote), split.node, parts);
 
-      const axisOf = (width) => P.timeAxis(store, width, LEFT, SPAN_MS);
+      const span = () => Math.min(SPAN_MS, store.span); // a short recording is shown larger
+      const lookBack = () => `last ${P.written(format.ms(span()))}`;
+      const axisOf = (width) => P.timeAxis(store, width, LEFT, span());
       const rows = () => {
-        const oldest = store.time - SPAN_MS;
+        const oldest = store.time - span();
         const seen = [...store.requests.values()].filter((request) => request.state !== "finished" || request.ended_ms > oldest).sort((a, b) => a.id - b.id);
         return { shown: seen.slice(-MOST_ROWS), total: seen.length };
       };
@@ -59,7 +61,7 @@
         g.textBaseline = "middle";
         g.lineWidth = 1;
         g.strokeStyle = P.color("hover");
-        for (let second = 0; second <= SPAN_MS / 1000; second++) { const x = Math.round(axis.x(store.time - second * 1000)) - 0.5; g.beginPath(); g.moveTo(x, 0); g.lineTo(x, height); g.stroke(); }
+        for (let second = 0; second <= span() / 1000; second++) { const x = Math.round(axis.x(store.time - second * 1000)) - 0.5; g.beginPath(); g.moveTo(x, 0); g.lineTo(x, height); g.stroke(); }
         let most = 1;
         for (const slices of store.slices.values()) for (const slice of slices) if (slice.step.start_ms > axis.oldest && slice.kind === 0) most = Math.max(most, slice.emitted);
         shown.forEach((request, index) => {
@@ -104,7 +106,7 @@
         g.globalAlpha = 1;
       };
 
-      const recentSteps = () => { const oldest = store.time - SPAN_MS; let first = store.steps.length; while (first > 0 && store.steps[first - 1].start_ms > oldest) first -= 1; return store.steps.slice(first); };
+      const recentSteps = () => { const oldest = store.time - span(); let first = store.steps.length; while (first > 0 && store.steps[first - 1].start_ms > oldest) first -= 1; return store.steps.slice(first); };
       const drawSplit = () => {
         const surface = split.begin();
         if (!surface) return;
@@ -164,7 +166,7 @@
 
       const text = () => {
         const { total, shown } = rows();
-        view.note(total > shown.length ? `latest ${shown.length} of ${P.count(total)} · last 4 s` : "last 4 s");
+        view.note(total > shown.length ? `latest ${shown.length} of ${P.count(total)} · ${lookBack()}` : lookBack());
         const steps = recentSteps();
         for (const [key] of PARTS) { values.get(key).textContent = format.number(median(steps.map((step) => step[key])))[0]; }
         const typical = median(steps.map((step) => step.duration_ms));

@@ -17,6 +17,7 @@
       this.saidAt = -Infinity;
       this.saying = 0;
       this.follow = null; // the request that was chosen to be followed; null: whichever suggests itself
+      this.span = KEEP_MS; // ms that its charts look back
       this.preferred = () => null; // the id of one that suggests itself more than others
       this.clear();
     }

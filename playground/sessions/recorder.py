@@ -1,0 +1,262 @@
+"""`RunRecorder`: one thread an engine that stores what its hub tells, four times a second, through the store's writer.
+
+It can never slow the engine: its queue of events is bounded and drops the oldest, and what cannot be stored for long is
+dropped too. What was dropped is counted, and the runs that it belongs to are never shown as if they were complete.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from playground.config import EngineConfig
+from playground.engine.events import Subscription
+from playground.engine.kv_snapshot import KVSnapshot
+from playground.engine.outputs import EngineStats, Generation
+from playground.errors import PlaygroundError
+from playground.sessions.errors import StorageError
+from playground.sessions.run_store import RunStore
+from playground.sessions.transcriber import Batch, Note, Transcriber
+from playground.telemetry.feed import facts_of
+from playground.telemetry.hub import DRAIN_SECONDS, TelemetryHub
+
+logger = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 0.25
+MAX_PENDING_ROWS = 50_000
+"""What is kept while the database cannot be written."""
+MAX_PAUSE_SECONDS = 15.0
+"""The longest pause between two attempts to write."""
+NOTE_SECONDS = 30.0
+"""How long a note waits for its request to end."""
+
+
+class RecordedEngine(Protocol):
+    """All that the recorder needs of an engine, beside what the hub hears of it."""
+
+    tokenizer: Any
+
+    @property
+    def config(self) -> EngineConfig: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def kv_snapshot(self) -> KVSnapshot: ...
+
+
+class RunRecorder:
+    """Records the engines that it is told to `watch`, one after another. Thread-safe."""
+
+    def __init__(
+        self, runs: RunStore, describe: Callable[[EngineConfig], Mapping[str, Any]], name: Callable[[str], str]
+    ) -> None:
+        """`describe` says what machine and versions an engine runs on; `name` what its model is called."""
+        self._runs = runs
+        self._describe = describe
+        self._name = name
+        self._lock = threading.Lock()
+        self._watches: list[_Watch] = []
+        self._num_lost = 0
+
+    @property
+    def num_lost(self) -> int:
+        """Events that were not stored: the recorder was too slow, or the database could not be written."""
+        with self._lock:
+            return self._num_lost + sum(watch.num_lost for watch in self._watches)
+
+    def watch(self, engine: RecordedEngine, hub: TelemetryHub) -> None:
+        """Begin to record an engine, before its first request."""
+        watch = _Watch(self._runs, engine, hub, self._describe, self._name)
+        with self._lock:
+            self._watches.append(watch)
+
+    def leave(self, engine: RecordedEngine) -> None:
+        """Store what the engine's hub has told, and end."""
+        with self._lock:
+            left = [watch for watch in self._watches if watch.engine is engine]
+        for watch in left:
+            watch.close()
+        with self._lock:
+            self._watches = [watch for watch in self._watches if watch not in left]
+            self._num_lost += sum(watch.num_lost for watch in left)
+
+    def note(self, engine: RecordedEngine, generation: Generation, note: Note) -> None:
+        """Tell which reply a request became, and what else is known of it. Returns at once."""
+        with self._lock:
+            found = [watch for watch in self._watches if watch.engine is engine]
+        for watch in found:
+            watch.note(generation.request_id, note)
+
+    def flush(self, timeout: float = 5.0) -> None:
+        """Wait until what has been told until now is stored, or has failed to be."""
+        with self._lock:
+            watches = list(self._watches)
+        for watch in watches:
+            watch.flush(timeout)
+
+    def close(self) -> None:
+        """Store what there is and end all threads. May be called twice."""
+        with self._lock:
+            engines = [watch.engine for watch in self._watches]
+        for engine in engines:
+            self.leave(engine)
+
+
+class _Watch:
+    """The recording of one engine: its thread, and what could not be stored yet."""
+
+    def __init__(
+        self,
+        runs: RunStore,
+        engine: RecordedEngine,
+        hub: TelemetryHub,
+        describe: Callable[[EngineConfig], Mapping[str, Any]],
+        name: Callable[[str], str],
+    ) -> None:
+        self.engine = engine
+        self.num_lost = 0
+        self._runs = runs
+        self._hub = hub
+        self._describe = describe
+        self._name = name
+        self._notes: dict[int, tuple[float, Note]] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = False
+        self._rounds = 0
+        self._round = threading.Condition()
+        self._events: Subscription = hub.subscribe()
+        self._dropped_before = self._num_dropped
+        self._thread = threading.Thread(target=self._run, name="run-recorder", daemon=True)
+        self._thread.start()
+
+    @property
+    def _num_dropped(self) -> int:
+        return self._hub.num_events_dropped + self._events.num_dropped
+
+    def note(self, request_id: int, note: Note) -> None:
+        with self._lock:
+            self._notes[request_id] = (time.monotonic() + NOTE_SECONDS, note)
+
+    def flush(self, timeout: float) -> None:
+        time.sleep(2 * DRAIN_SECONDS)  # what the engine told is on its way through the hub
+        with self._round:
+            after = self._rounds + 2  # the one that is under way may have drained before
+            self._wake.set()
+            self._round.wait_for(lambda: self._rounds >= after or not self._thread.is_alive(), timeout)
+
+    def close(self) -> None:
+        time.sleep(2 * DRAIN_SECONDS)
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._record()
+        except PlaygroundError as error:
+            logger.warning("Runs are not recorded: %s", error)
+        except Exception:
+            logger.exception("recording runs failed; the next engine is recorded again")
+        finally:
+            self._hub.unsubscribe(self._events)
+            with self._round:
+                self._rounds += 2
+                self._round.notify_all()
+
+    def _record(self) -> None:
+        writer = self._begin()
+        last_memory = 0
+        while True:
+            closing = self._closing
+            events: list[Any] = list(self._events.drain())
+            memory = self._hub.memory()
+            if events and memory.time_ns > last_memory:
+                last_memory = memory.time_ns
+                events.append(memory)
+            writer.script.take(events)
+            lost = self._num_dropped - self._dropped_before
+            if lost:
+                self.num_lost += lost
+                self._dropped_before += lost
+                writer.script.resync(self.engine.kv_snapshot())
+            self._tell_notes(writer.script)
+            if closing:
+                writer.script.close()
+            self.num_lost += writer.write(last=closing)
+            with self._round:
+                self._rounds += 1
+                self._round.notify_all()
+            if closing:
+                return
+            self._wake.wait(FLUSH_SECONDS)
+            self._wake.clear()
+
+    def _begin(self) -> "_BatchWriter":
+        engine, config = self.engine, self.engine.config
+        facts, start = facts_of(engine), engine.kv_snapshot()
+        created_ms = time.time_ns() // 1_000_000 - (time.perf_counter_ns() - start.time_ns) // 1_000_000
+        model = self._name(config.model or "")
+        recording_id, config_id = self._runs.begin(
+            created_ms=created_ms,
+            config=config.model_dump(mode="json"),
+            model=model,
+            environment=self._describe(config),
+            facts=facts,
+        )
+        script = Transcriber(
+            facts, start, created_ms=created_ms, config_id=config_id, model=model, tokenizer=engine.tokenizer
+        )
+        return _BatchWriter(self._runs, recording_id, script)
+
+    def _tell_notes(self, script: Transcriber) -> None:
+        with self._lock:
+            notes, self._notes = self._notes, {}
+        for request_id, (deadline, note) in notes.items():
+            if not script.note(request_id, note) and time.monotonic() < deadline:
+                with self._lock:
+                    self._notes.setdefault(request_id, (deadline, note))
+
+
+class _BatchWriter:
+    """Stores batches; one that fails is tried again, less and less often, until it has become too large."""
+
+    def __init__(self, runs: RunStore, recording_id: int, script: Transcriber) -> None:
+        self.script = script
+        self._runs = runs
+        self._recording_id = recording_id
+        self._waiting: list[Batch] = []
+        self._pause = 0.0
+        self._again_at = 0.0
+
+    def write(self, *, last: bool) -> int:
+        """Store what there is; returns how many rows were given up."""
+        batch = self.script.drain()
+        if batch.num_rows or batch.segments or batch.broken:
+            self._waiting.append(batch)
+        if time.monotonic() < self._again_at and not last:
+            return self._give_up()
+        while self._waiting:
+            try:
+                gone = self._runs.store(self._recording_id, self._waiting[0]).result()
+            except StorageError as error:
+                self._pause = min(MAX_PAUSE_SECONDS, max(FLUSH_SECONDS, 2 * self._pause))
+                self._again_at = time.monotonic() + self._pause
+                logger.debug("Recorded events wait: %s", error)
+                return self._give_up()
+            self._waiting.pop(0)
+            self._pause = 0.0
+            if self.script.num_segments in gone:
+                self.script.break_segment()
+        return 0
+
+    def _give_up(self) -> int:
+        """Let go of what waits where it is too much."""
+        num_rows = sum(batch.num_rows for batch in self._waiting)
+        if num_rows <= MAX_PENDING_ROWS:
+            return 0
+        for batch in self._waiting:
+            self.script.lose(batch)
+        self._waiting = []
+        return num_rows
