@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from starlette.routing import Route
 
 from playground.sessions import SessionStore
 from playground.ui.components import page_head, surface
@@ -25,6 +26,7 @@ class App:
     demo: gr.Blocks
     host: EngineHost
     on_close: ExitStack
+    routes: list[Route]
 
     @property
     def launch_options(self) -> dict[str, Any]:
@@ -34,7 +36,7 @@ class App:
         return {
             "theme": theme(),
             "head": page_head(scripts, styles),
-            "app_kwargs": {"routes": live_routes(self.host)},
+            "app_kwargs": {"routes": [*live_routes(self.host), *self.routes]},
             "ssr_mode": False,
             "run_history": False,
             "footer_links": [],
@@ -57,4 +59,4 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
                 with gr.Column(elem_id=f"page-{page.name}", elem_classes="page"):
                     page.build(context)
     demo.queue(max_size=None)
-    return App(demo, host, on_close)
+    return App(demo, host, on_close, context.routes)

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
+from starlette.routing import Route
 
 from playground.sessions import SessionStore
 from playground.ui.host import EngineHost
@@ -26,6 +27,8 @@ class PageContext:
     store: SessionStore
     on_close: ExitStack
     """Callbacks for when the app ends, last one first."""
+    routes: list[Route] = field(default_factory=list)
+    """Addresses that pages answer themselves, beside Gradio's."""
 
 
 @dataclass(frozen=True, slots=True)
