@@ -18,3 +18,11 @@ class ModelLoadError(PlaygroundError):
 
 class RequestError(PlaygroundError):
     """A request that cannot be served: bad parameters, a prompt too long, more KV than the pool has."""
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """The sentence for a load or a run that found no memory; None for other errors."""
+    text = str(error).lower()
+    if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+        return None
+    return "There is not enough memory for this model: choose a smaller one, quantize it, or lower max_model_len."

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 from playground import Engine, EngineConfig, SamplingParams
 from playground.bench.workload import PAD_ID, Plan
 from playground.engine.events import StepEvent
-from playground.engine.openmp import release_workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +123,6 @@ class TransformersRunner:
             )
         rows = output[:, width:].tolist()
         seconds = time.perf_counter() - start
-        release_workers()  # for the engine, as the engine does for the peer when it has nothing to do
         useful = [row[:length] for row, length in zip(rows, output_lens, strict=True)]
         return Run(seconds, useful, [stamps[:length] for length in output_lens])
 

@@ -6,7 +6,7 @@ measured, as separate requests without a prefix cache.
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,14 +115,17 @@ def _run(
         separate = None
         if kind == "samples":
             engine.generate([prompt] * width, [params.replace(seed=i) for i in range(width)])
-            separate = _most_in_use(subscription.drain())
+            separate = most_in_use(subscription.drain())
     finally:
         engine.events.unsubscribe(subscription)
     return Row(kind, width, metrics.kv_blocks_peak, metrics.kv_blocks_private, separate, copies)
 
 
-def _most_in_use(events: list[Event]) -> int:
-    """A step's event counts the blocks after requests have left, so the block events are replayed."""
+def most_in_use(events: Sequence[Event]) -> int:
+    """The most KV blocks in use at one time, from events that begin while none is.
+
+    A step's event counts the blocks after requests have left, so the block events are replayed.
+    """
     held: dict[int, int] = {}
     in_use = most = 0
     for event in events:

@@ -31,6 +31,7 @@ from playground.engine.handle import GenerationHandle
 from playground.engine.holdings import Holdings
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.loop import CLOSED, EngineLoop
+from playground.engine.openmp import release_workers
 from playground.engine.outputs import Delta, EngineStats, Generation, PinnedPrefix
 from playground.engine.pins import PinnedPrefixes
 from playground.engine.prefix_cache import LowerTiers
@@ -221,6 +222,7 @@ class Engine:
         params = params if params is not None else SamplingParams()
         if not isinstance(params, SamplingParams):
             raise RequestError(f"params is a {type(params).__name__}: give a SamplingParams.")
+        release_workers()  # the caller's own, if it has used torch: it hands over to the engine's
         token_ids = self._prompts.read(prompt)
         self._prompts.check_params(params, len(token_ids))
         max_total_tokens = min(len(token_ids) + params.max_tokens, self._max_model_len)

@@ -18,6 +18,10 @@ _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
 
 
+class NotDownloaded(ModelLoadError):
+    """A hub id whose files are not in the download cache, where nothing was to be downloaded."""
+
+
 def is_gguf(path: Path) -> bool:
     """Whether a resolved model is a GGUF file, which holds everything, and not a folder in Hugging Face format."""
     return path.suffix.lower() == GGUF_SUFFIX
@@ -105,7 +109,7 @@ def _download(name: str, revision: str | None, weights: bool, local_only: bool, 
         raise ModelLoadError(f"model={shorten(name)} is not a hub id: {_one_line(error)}") from None
     except errors.LocalEntryNotFoundError as error:
         if local_only:
-            raise ModelLoadError(f"model={name!r}{at} is not on this machine: it has to be downloaded first.") from None
+            raise NotDownloaded(f"model={name!r}{at} is not on this machine: it has to be downloaded first.") from None
         raise _unreachable(name, at, error) from None
     except Exception as error:  # the client raises many kinds: its own, its transport's, the disk's
         logger.debug("download of %s failed", name, exc_info=True)

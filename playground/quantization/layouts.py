@@ -217,7 +217,8 @@ class Int4Groups(FewRowsLayout):
     @classmethod
     def random(cls, outputs: int, inputs: int) -> "Int4Groups":
         codes = torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8)
-        return cls(QuantizedWeight(codes, torch.ones(outputs, inputs // 64), 4, 64))
+        group = 32 if inputs % 64 else 64
+        return cls(QuantizedWeight(codes, torch.ones(outputs, inputs // group), 4, group))
 
     def packed(self, x: Tensor) -> Tensor:
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(x, self._low[0], self.group_size, self._low[1])
@@ -302,7 +303,7 @@ class KernelGroups:
         device = weight.codes.device
         if dtype == torch.float64 or why_not_triton(device.type, device.index) is not None:
             return False
-        if weight.kind == "fp8" and torch.cuda.get_device_capability(device) < (8, 9):
+        if weight.kind == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
             return False
         known = weight.bits in (2, 4, 8) and (weight.group_size in (-1, 32, 64) or weight.group_size % 128 == 0)
         divisible = weight.offsets is None or bool((weight.scales != 0).all())

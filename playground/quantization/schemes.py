@@ -12,7 +12,7 @@ from playground.quantization.nf4 import quantize_nf4
 from playground.quantization.rtn import fp8_rows, int8_rows, round_to_nearest
 from playground.quantization.weight import QuantizedWeight, join
 
-_PIECE_ELEMENTS = 1 << 22
+_PIECE_ELEMENTS = 1 << 20
 
 
 def quantize(

@@ -49,3 +49,14 @@ class MessageInfo:
     content: str
     created_ms: int
     run: RunInfo | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonInfo:
+    """One saved comparison of configurations, without its data."""
+
+    id: int
+    title: str
+    created_ms: int
+    vote: str | None
+    """What a blind comparison was decided for; None where there was no vote."""

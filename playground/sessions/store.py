@@ -13,11 +13,11 @@ from typing import Any, TypeVar, get_args
 
 from sqlalchemy import Connection
 
-from playground.sessions import queries
+from playground.sessions import comparisons, queries
 from playground.sessions.codec import DEFAULT_TITLE, clean_text, title_from
 from playground.sessions.database import MEMORY, open_database
 from playground.sessions.errors import StorageError, explained
-from playground.sessions.records import ChatInfo, MessageInfo, RunStatus
+from playground.sessions.records import ChatInfo, ComparisonInfo, MessageInfo, RunStatus
 from playground.sessions.schema import prepare
 from playground.sessions.writer import LOCK_WAIT_SECONDS, Writer
 
@@ -182,6 +182,27 @@ class SessionStore:
             return queries.add_reply(connection, chat_id, question.id, reply_text, run, config)
 
         return self._write(unit)
+
+    # Comparisons
+
+    def save_comparison(self, title: str, data: Mapping[str, Any]) -> ComparisonInfo:
+        return self._write(lambda connection: comparisons.add(connection, title, data))
+
+    def list_comparisons(self, limit: int = 50) -> list[ComparisonInfo]:
+        """Newest first."""
+        return self._read(lambda connection: comparisons.newest(connection, limit))
+
+    def get_comparison(self, comparison_id: int) -> tuple[ComparisonInfo, dict[str, Any]]:
+        """The comparison and its data as JSON types. Raises `StorageError` where it does not exist (any more)."""
+        return self._read(lambda connection: comparisons.read(connection, comparison_id))
+
+    def vote_on_comparison(self, comparison_id: int, vote: str) -> None:
+        """Keep the vote of a blind comparison; one that has a vote keeps that."""
+        self._write(lambda connection: comparisons.vote(connection, comparison_id, vote))
+
+    def delete_comparison(self, comparison_id: int) -> None:
+        """A comparison that does not exist is not an error."""
+        self._write(lambda connection: comparisons.remove(connection, comparison_id))
 
     # How reads and writes run
 

@@ -100,6 +100,19 @@ class Run(Base, table=True):
     params: str = Field(default="{}", sa_column=Column(Text, nullable=False))
 
 
+class Comparison(Base, table=True):
+    """One comparison of configurations: what the list of them needs has columns, the rest is JSON. NULL: no vote."""
+
+    __tablename__ = "comparison"
+    __table_args__: Any = (Index(None, "created_ms", "id"), {"sqlite_autoincrement": True})
+
+    id: int | None = Field(default=None, primary_key=True)
+    title: str = Field(sa_column=Column(Text, nullable=False))
+    created_ms: int
+    vote: str | None = Field(default=None, sa_column=Column(Text, nullable=True))
+    data: str = Field(sa_column=Column(Text, nullable=False))
+
+
 def table(model: type[Base]) -> Table:
     """The Core table behind a model: statements are built from these, rows never hold a session."""
     found = Base.metadata.tables[str(model.__tablename__)]

@@ -34,7 +34,7 @@ FIELDS: tuple[tuple[str, str, str], ...] = (
     ("memory", "Device memory", "Of the GPU or the machine: 40 GB, 24 GiB. Empty: not asked."),
     (
         "kv_per_token",
-        "KV bytes a token, rounded",
+        "KV a token, rounded",
         "In place of the exact figure, as estimates round it: 1 MB. Empty: exact.",
     ),
 )

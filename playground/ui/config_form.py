@@ -194,7 +194,7 @@ def default_values() -> Values:
 def read(values: Mapping[str, Any]) -> EngineConfig:
     """The configuration of what was typed. Raises `FormError`, one sentence that names the field as it is labelled."""
     texts = {name: str(values.get(name, "")).strip() for name in field_names()}
-    shown = {name: text for name, text in texts.items() if _is_shown(name, texts)}
+    shown = {name: text for name, text in texts.items() if is_shown(name, texts)}
     try:
         given = {name: _parse(name, text) for name, text in shown.items() if text and "." not in name}
         given = {name: value for name, value in given.items() if name in _PARTS or value != _info(name).default}
@@ -230,7 +230,7 @@ def write(config: EngineConfig) -> Values:
 
 def differing(configs: list[EngineConfig]) -> list[str]:
     """The fields in which configurations are not all alike, in the form's order."""
-    written = [{name: value for name, value in one.items() if _is_shown(name, one)} for one in map(write, configs)]
+    written = [{name: value for name, value in one.items() if is_shown(name, one)} for one in map(write, configs)]
     return [name for name in field_names() if len({one.get(name) for one in written}) > 1]
 
 
@@ -257,12 +257,13 @@ def _short_name(config: EngineConfig) -> str:
     return CUSTOM
 
 
-def _is_shown(name: str, values: Mapping[str, str]) -> bool:
+def is_shown(name: str, values: Mapping[str, str]) -> bool:
+    """Whether the choices made in `values` call for this field."""
     text = next(fields[name] for _, fields in GROUPS if name in fields)
     if text.when is None:
         return True
     other, allowed = text.when
-    return values.get(other) in allowed and _is_shown(other, values)
+    return values.get(other) in allowed and is_shown(other, values)
 
 
 def _info(name: str) -> FieldInfo:

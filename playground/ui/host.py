@@ -6,6 +6,7 @@ new one fails. Knows nothing of gradio, of chats or of what a page shows.
 """
 
 import gc
+import itertools
 import logging
 import threading
 import time
@@ -19,7 +20,7 @@ from playground.engine.engine import Engine
 from playground.engine.events import EventStream
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats
-from playground.errors import ConfigError, PlaygroundError, RequestError
+from playground.errors import ConfigError, PlaygroundError, RequestError, out_of_memory
 from playground.telemetry import FrameFeed, TelemetryHub
 from playground.telemetry.memory_model import Prediction
 from playground.ui import fit
@@ -70,11 +71,15 @@ class LoadCancelled(PlaygroundError):
     """The user has cancelled the load."""
 
 
+_numbers = itertools.count(1)
+
+
 class LoadTask:
     """One load, from `EngineHost.load` to its end."""
 
     def __init__(self, config: EngineConfig, on_change: Callable[[], None]) -> None:
         self.config = config
+        self.number = next(_numbers)
         self.progress = LoadProgress("looking")
         self._on_change = on_change
         self._told_at = 0.0
@@ -310,7 +315,7 @@ class EngineHost:
             error = problem.with_traceback(None)  # which would keep half a model in memory
         except Exception as problem:
             logger.exception("loading a model failed")
-            error = ConfigError(_out_of_memory(problem) or FAULT)
+            error = ConfigError(out_of_memory(problem) or FAULT)
         if error is not None:
             gc.collect()
             if old is not None and self._serving is None and not self._closed:
@@ -373,10 +378,3 @@ def _told(follower: Callable[[Serving], None], serving: Serving) -> None:
         follower(serving)
     except Exception:
         logger.exception("a follower of the engine host failed")
-
-
-def _out_of_memory(error: Exception) -> str | None:
-    text = str(error).lower()
-    if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
-        return None
-    return "There is not enough memory for this model: choose a smaller one, quantize it, or lower max_model_len."

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from playground.ui import models_view
 from playground.ui.host import NO_MODEL, EngineHost, LoadTask
 from playground.ui.topbar import chips
 from playground.ui.wording import caption, empty_text, model_name
@@ -38,12 +39,14 @@ def host_view(host: EngineHost) -> dict[str, Any]:
         "caption": caption(name, parameters),
         "empty_text": empty_text(name, parameters),
         "context": config.max_model_len or 0,
+        "details": models_view.loaded(serving),
     }
 
 
 def _loading(task: LoadTask) -> dict[str, Any]:
     progress = task.progress
     return {
+        "number": task.number,
         "model": model_name(task.config.model or "the bundled model"),
         "phase": progress.phase,
         "text": PHASES.get(progress.phase, ""),

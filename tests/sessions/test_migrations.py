@@ -13,6 +13,8 @@ from playground.sessions import SessionStore, StorageError, schema
 from playground.sessions.database import open_database
 from tests.sessions.conftest import contents, turn
 
+NEWEST = schema.SCHEMA_REVISION
+NEXT = f"{int(NEWEST) + 1:04d}"
 FIRST_REVISION = Path(__file__).parent / "data" / "schema_0001.sql"
 
 # A later revision, to try the way there: it rebuilds a table that others refer to, which is what can go wrong.
@@ -20,8 +22,8 @@ NEXT_REVISION = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{revision}"
+down_revision = "{before}"
 
 
 def upgrade() -> None:
@@ -39,11 +41,13 @@ def next_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         folder = tmp_path / "migrations"
         versions = folder / "versions"
         versions.mkdir(parents=True)
-        for name in ("env.py", "script.py.mako", "versions/r0001_first_schema.py"):
+        shipped = sorted(path.relative_to(schema.MIGRATIONS) for path in schema.MIGRATIONS.glob("versions/r*.py"))
+        for name in (Path("env.py"), Path("script.py.mako"), *shipped):
             (folder / name).write_bytes((schema.MIGRATIONS / name).read_bytes())
-        (versions / "r0002_next.py").write_text(NEXT_REVISION.format(last_line=last_line))
+        text = NEXT_REVISION.format(last_line=last_line, revision=NEXT, before=NEWEST)
+        (versions / f"r{NEXT}_next.py").write_text(text)
         monkeypatch.setattr(schema, "MIGRATIONS", folder)
-        monkeypatch.setattr(schema, "SCHEMA_REVISION", "0002")
+        monkeypatch.setattr(schema, "SCHEMA_REVISION", NEXT)
 
     return use
 
@@ -114,14 +118,14 @@ def test_an_older_file_is_copied_before_it_is_upgraded_and_nothing_is_lost(tmp_p
     with SessionStore(path) as store:
         assert store.messages(chat.id) == before  # with the run: rebuilding `message` did not delete what refers to it
         assert query(path, "SELECT DISTINCT note FROM message") == [("none",)]
-        assert query(path, "PRAGMA user_version") == [(2,)]
+        assert query(path, "PRAGMA user_version") == [(int(NEXT),)]
         with pytest.raises(sqlite3.IntegrityError), closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("INSERT INTO message VALUES (99, 12345, NULL, 'user', 'orphan', 0, 'x')")
     (copy,) = tmp_path.glob("*.bak")
-    assert copy.name == "chats.db.schema-0001.bak"
+    assert copy.name == f"chats.db.schema-{NEWEST}.bak"
     assert query(copy, "SELECT content FROM message ORDER BY id") == [("question",), ("answer",)]
-    assert query(copy, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert query(copy, "SELECT version_num FROM alembic_version") == [(NEWEST,)]
 
 
 def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path: Path, next_revision):
@@ -136,7 +140,7 @@ def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path: Path, next_re
             SessionStore(path)
         patch.undo()
     assert query(path, "SELECT name, sql FROM sqlite_master ORDER BY name") == tables
-    assert query(path, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert query(path, "SELECT version_num FROM alembic_version") == [(NEWEST,)]
     assert query(path, "SELECT content FROM message ORDER BY id") == [("question",), ("answer",)]
 
 
@@ -166,7 +170,7 @@ def test_many_stores_opening_an_older_file_at_once_upgrade_it_once(tmp_path: Pat
     next_revision()
     assert open_and_write_at_once([path] * 6) == []
     assert query(path, "SELECT count(*) FROM chat") == [(7,)]
-    assert query(path, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert query(path, "SELECT version_num FROM alembic_version") == [(NEXT,)]
     assert [copy.name for copy in tmp_path.glob("*.bak")] == ["chats.db.schema-0001.bak"]
 
 
