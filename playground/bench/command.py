@@ -8,6 +8,7 @@ import typer
 
 from playground.bench.workload import full_plan, quick_plan
 from playground.errors import ConfigError
+from playground.terminal import progress_line
 
 PEERS = ("transformers", "none")
 DTYPES = ("bfloat16", "float32", "float16")
@@ -49,14 +50,11 @@ def engine(
     _check_target(json_file)
     plan = (quick_plan if quick else full_plan)(_listed(models), _listed(dtypes), repeats)
 
-    from rich.console import Console
-
     from playground.bench.engine import run_benchmark
     from playground.bench.report import render
 
-    progress = Console(stderr=True)
-    with progress.status("starting") as status:
-        data = run_benchmark(plan, peer, threads, say=status.update).to_dict()
+    with progress_line("starting") as say:
+        data = run_benchmark(plan, peer, threads, say=say).to_dict()
     _write(data, json_file)
     render(data)
 
@@ -72,15 +70,12 @@ def samples(
     """Count the KV blocks that parallel samples and beams share, against a private cache for each."""
     _check_target(json_file)
 
-    from rich.console import Console
-
     from playground.bench.samples import full_plan as full_samples
     from playground.bench.samples import quick_plan as quick_samples
     from playground.bench.samples import render, run_samples
 
-    progress = Console(stderr=True)
-    with progress.status("starting") as status:
-        data = run_samples((quick_samples if quick else full_samples)(model), say=status.update)
+    with progress_line("starting") as say:
+        data = run_samples((quick_samples if quick else full_samples)(model), say=say)
     _write(data, json_file)
     render(data)
 
@@ -125,15 +120,12 @@ def speculation(
     )
     plan = make_plan(choice)
 
-    from rich.console import Console
-
     from playground.bench.speculation.page import html
     from playground.bench.speculation.report import render
     from playground.bench.speculation.run import run_benchmark
 
-    progress = Console(stderr=True)
-    with progress.status("starting") as status:
-        data = run_benchmark(plan, threads, say=status.update)
+    with progress_line("starting") as say:
+        data = run_benchmark(plan, threads, say=say)
     _write(data, json_file)
     if html_file is not None:
         html_file.write_text(html(data), encoding="utf-8")
@@ -158,17 +150,14 @@ def prompt_cache_command(
     """Measure the first token with a cold and a warm prefix from every tier, replay a trace, compare the tokens."""
     _check_target(json_file)
 
-    from rich.console import Console
-
     from playground.bench.prompt_cache import full_plan as full
     from playground.bench.prompt_cache import quick_plan as little
     from playground.bench.prompt_cache import run_benchmark
     from playground.bench.prompt_cache_report import render
 
     plan = (little if quick else full)(_listed(models), repeats)
-    progress = Console(stderr=True)
-    with progress.status("starting") as status:
-        data = run_benchmark(plan, trace, threads, say=status.update)
+    with progress_line("starting") as say:
+        data = run_benchmark(plan, trace, threads, say=say)
     _write(data, json_file)
     render(data)
 
@@ -185,15 +174,12 @@ def quantization_command(
     """Measure decoding with quantized weights in pairs with unquantized ones, and where packed products stop paying."""
     _check_target(json_file)
 
-    from rich.console import Console
-
     from playground.bench.quantization import NAMES, QuantizationPlan, quick_plan, render, run_benchmark
 
     names = _listed(methods)
     plan = quick_plan(names) if quick else QuantizationPlan(model, names=names or NAMES, repeats=repeats)
-    progress = Console(stderr=True)
-    with progress.status("starting") as status:
-        data = run_benchmark(plan, threads, say=status.update)
+    with progress_line("starting") as say:
+        data = run_benchmark(plan, threads, say=say)
     _write(data, json_file)
     render(data)
 
@@ -219,6 +205,22 @@ def gpu(
     _run_gpu(check=check, measure=measure, quick=quick, only="", json_file=json_file)
 
 
+@bench_app.command(name="ceilings", epilog="Example: playground bench ceilings --json ceilings.json")
+def ceilings_command(
+    quick: Annotated[bool, typer.Option("--quick", help="Small arrays: shows only that it runs.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure what this machine can do at most: bytes copied and operations multiplied per second."""
+    _check_target(json_file)
+
+    from playground.bench.ceilings import render, run_ceilings
+
+    with progress_line("starting") as say:
+        data = run_ceilings(quick=quick, say=say)
+    _write(data, json_file)
+    render(data)
+
+
 def _run_gpu(*, check: bool, measure: bool, quick: bool, only: str, json_file: Path | None) -> None:
     import os
 
@@ -228,15 +230,14 @@ def _run_gpu(*, check: bool, measure: bool, quick: bool, only: str, json_file: P
     if not torch.cuda.is_available():
         os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports triton, which decides on import
 
-    from rich.console import Console
-
     from playground.bench.gpu import run_gpu
     from playground.bench.kernel_report import render_checks, render_engine, render_kernels
 
-    progress = Console(stderr=True)
-    with progress.status("starting") as status:
-        data = run_gpu(check=check, measure=measure, quick=quick, only=only, say=status.update)
+    with progress_line("starting") as say:
+        data = run_gpu(check=check, measure=measure, quick=quick, only=only, say=say)
     _write(data, json_file)
+    from rich.console import Console
+
     console = Console()
     if check:
         render_checks(data["checks"], console)

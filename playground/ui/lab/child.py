@@ -1,0 +1,28 @@
+"""`python -m playground.ui.lab.child …`: the `playground` command, in a process that ends when its parent does.
+
+The parent holds the other end of standard input. That closes when the parent ends, however it ends; then this process
+and everything it has started are killed, so that no benchmark is left behind to disturb whoever uses the machine next.
+"""
+
+import os
+import signal
+import sys
+import threading
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 4096):
+        pass
+    os.killpg(0, signal.SIGKILL)
+
+
+def main() -> None:
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+    from playground.cli import main as playground
+
+    sys.argv[0] = "playground"
+    playground()
+
+
+if __name__ == "__main__":
+    main()
