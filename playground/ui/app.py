@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from playground.sessions import SessionStore
+from playground.ui.chat_routes import chat_routes
 from playground.ui.components import page_head, surface
 from playground.ui.host import EngineHost
 from playground.ui.live_route import live_routes
@@ -24,6 +25,7 @@ class App:
 
     demo: gr.Blocks
     host: EngineHost
+    store: SessionStore
     on_close: ExitStack
 
     @property
@@ -34,7 +36,7 @@ class App:
         return {
             "theme": theme(),
             "head": page_head(scripts, styles),
-            "app_kwargs": {"routes": live_routes(self.host)},
+            "app_kwargs": {"routes": [*live_routes(self.host), *chat_routes(self.store)]},
             "ssr_mode": False,
             "run_history": False,
             "footer_links": [],
@@ -57,4 +59,4 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
                 with gr.Column(elem_id=f"page-{page.name}", elem_classes="page"):
                     page.build(context)
     demo.queue(max_size=None)
-    return App(demo, host, on_close)
+    return App(demo, host, store, on_close)

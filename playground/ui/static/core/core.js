@@ -25,6 +25,7 @@
     pencil: "M3 13l.7-2.9 7-7a1.3 1.3 0 0 1 1.9 0l.3.3a1.3 1.3 0 0 1 0 1.9l-7 7L3 13z",
     trash: "M3 4.5h10M6.3 4.5V3h3.4v1.5M4.5 4.5l.6 8.5h5.8l.6-8.5",
     close: "M4 4l8 8M12 4l-8 8",
+    download: "M8 2.5v7.5M4.8 7L8 10.2 11.2 7M3 13.2h10",
   };
   P.icon = (name) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -35,9 +36,9 @@
     return svg;
   };
 
-  // The only state components share: which chat this tab shows, whether a reply is running in it, and the engine's id of the
-  // latest request that this tab had or saw written.
-  P.state = { chat: null, running: false, tokens: null, request: null };
+  // The only state components share: which chat this tab shows and its last message there, whether a reply is running
+  // in it, and the engine's id of the latest request that this tab had or saw written.
+  P.state = { chat: null, head: 0, running: false, tokens: null, request: null };
   const listeners = [];
   P.onState = (listener) => listeners.push(listener);
   P.setState = (change) => {
