@@ -36,10 +36,20 @@ def text_stream(tokenizer: Any, prompt_token_ids: Sequence[int]) -> TextStream:
     model without one, whose output has no text."""
     if tokenizer is None:
         return NoText()
-    table = _tables.get(tokenizer)
-    if table is None:
-        table = _tables[tokenizer] = TokenTable(tokenizer.backend_tokenizer)
+    table = _table_of(tokenizer)
     return ByteStream(table, prompt_token_ids) if table.kind else WindowStream(table, prompt_token_ids)
+
+
+def token_label(tokenizer: Any, token_id: int) -> str:
+    """A token on its own, for showing: a part of a character as U+FFFD, a special token by its name."""
+    if tokenizer is None:
+        return f"#{token_id}"
+    table = _table_of(tokenizer)
+    data = table.bytes_of(token_id) if table.kind else None
+    if data is not None:
+        return data.decode("utf-8", "replace")
+    text = "" if table.kind else str(table.backend.decode([token_id], skip_special_tokens=True))
+    return text or table.backend.id_to_token(token_id) or f"#{token_id}"
 
 
 class NoText:
@@ -92,6 +102,13 @@ class TokenTable:
 
 
 _tables: WeakKeyDictionary[Any, TokenTable] = WeakKeyDictionary()
+
+
+def _table_of(tokenizer: Any) -> TokenTable:
+    table = _tables.get(tokenizer)
+    if table is None:
+        table = _tables[tokenizer] = TokenTable(tokenizer.backend_tokenizer)
+    return table
 
 
 def _byte_of_char() -> dict[str, int]:

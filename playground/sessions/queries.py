@@ -135,6 +135,26 @@ def sibling_messages(connection: Connection, message_id: int) -> list[MessageInf
     return [_message_info(row) for row in connection.execute(query).mappings()]
 
 
+def versions(connection: Connection, chat_id: int) -> dict[int | None, list[int]]:
+    """What follows each message of a chat (None: what it begins with), oldest first, where that is more than one."""
+    query = select(messages.c.parent_id, messages.c.id).where(messages.c.chat_id == chat_id).order_by(messages.c.id)
+    following: dict[int | None, list[int]] = {}
+    for parent_id, message_id in connection.execute(query):
+        following.setdefault(parent_id, []).append(message_id)
+    return {parent_id: ids for parent_id, ids in following.items() if len(ids) > 1}
+
+
+def all_messages(connection: Connection, chat_id: int) -> list[MessageInfo]:
+    """Every message of every branch, oldest first."""
+    query = _with_runs().where(messages.c.chat_id == chat_id).order_by(messages.c.id)
+    return [_message_info(row) for row in connection.execute(query).mappings()]
+
+
+def find_message(connection: Connection, message_id: int) -> MessageInfo | None:
+    row = connection.execute(_with_runs().where(messages.c.id == message_id)).mappings().first()
+    return None if row is None else _message_info(row)
+
+
 def newest_leaf(connection: Connection, message_id: int) -> int:
     """The end of the newest branch that passes through the message: where switching to it should lead."""
     below = select(messages.c.id).where(messages.c.id == message_id).cte("below", recursive=True)
@@ -178,6 +198,16 @@ def add_reply(
     if follows:
         values["head_message_id"] = message_id
     update_chat(connection, chat_id, **values)
+    return message(connection, message_id)
+
+
+def grow_reply(connection: Connection, chat_id: int, message_id: int, text: str, run: Mapping[str, Any]) -> MessageInfo:
+    """More of a reply that was added before it had ended."""
+    require_chat(connection, chat_id)
+    require_message(connection, chat_id, message_id)
+    connection.execute(update(messages).where(messages.c.id == message_id).values(content=clean_text(text)))
+    connection.execute(update(runs).where(runs.c.message_id == message_id).values(**run))
+    update_chat(connection, chat_id, updated_ms=now_ms())
     return message(connection, message_id)
 
 

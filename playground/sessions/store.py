@@ -115,6 +115,17 @@ class SessionStore:
         """The end of the newest branch through the message: what to give `set_head` to switch to it."""
         return self._read(lambda connection: queries.newest_leaf(connection, message_id))
 
+    def versions(self, chat_id: int) -> dict[int | None, list[int]]:
+        """Where the branches of a chat part: what follows each message (None: the beginning), if more than one does."""
+        return self._read(lambda connection: queries.versions(connection, chat_id))
+
+    def all_messages(self, chat_id: int) -> list[MessageInfo]:
+        """Every message of every branch, oldest first."""
+        return self._read(lambda connection: queries.all_messages(connection, chat_id))
+
+    def find_message(self, message_id: int) -> MessageInfo | None:
+        return self._read(lambda connection: queries.find_message(connection, message_id))
+
     def append_user_message(self, chat_id: int, *, parent_id: int | None, text: str) -> MessageInfo:
         """Store a question as soon as it is sent. It becomes the head; elsewhere than at the head it is a branch."""
         return self._write(lambda connection: queries.add_user_message(connection, chat_id, parent_id, text))
@@ -130,8 +141,12 @@ class SessionStore:
         config: Mapping[str, Any],
         params: Mapping[str, Any],
         seed: int | None = None,
+        message_id: int | None = None,
     ) -> MessageInfo:
-        """Store a reply with its run. It becomes the head unless the chat has gone on elsewhere meanwhile."""
+        """Store a reply with its run. It becomes the head unless the chat has gone on elsewhere meanwhile.
+
+        With `message_id` it is more of a reply that was stored before it had ended, and takes its place.
+        """
         return self.append_reply_soon(
             chat_id,
             parent_id=parent_id,
@@ -141,6 +156,7 @@ class SessionStore:
             config=config,
             params=params,
             seed=seed,
+            message_id=message_id,
         ).result()
 
     def append_reply_soon(
@@ -154,9 +170,14 @@ class SessionStore:
         config: Mapping[str, Any],
         params: Mapping[str, Any],
         seed: int | None = None,
+        message_id: int | None = None,
     ) -> "Future[MessageInfo]":
-        """`append_reply` for whoever cannot wait (a handler being cancelled); a failure is also logged."""
+        """`append_reply` for whoever cannot wait; a failure is also logged."""
         run = queries.run_values(_checked(status), metrics, params, seed)
+        if message_id is not None:
+            return self._writer.submit(
+                lambda connection: queries.grow_reply(connection, chat_id, message_id, text, run)
+            )
         return self._writer.submit(
             lambda connection: queries.add_reply(connection, chat_id, parent_id, text, run, config)
         )

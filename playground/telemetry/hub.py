@@ -47,6 +47,7 @@ class TelemetryHub:
         self._steps: deque[StepEvent] = deque(maxlen=recent_steps)
         self._rates = RollingRates()
         self._first_tokens = FirstTokenTimes()
+        self._waiting: set[int] = set()
         self._last_stats = EngineStats()
         self._reading = MemoryReading("process")
         self._read_at_ns = 0
@@ -98,6 +99,13 @@ class TelemetryHub:
         with self._lock:
             steps = list(self._steps)
         return steps if limit is None else steps[max(0, len(steps) - limit) :]
+
+    def num_waiting_before(self, request_id: int) -> int | None:
+        """How many requests wait that came before this one; None where it does not wait itself."""
+        with self._lock:
+            if request_id not in self._waiting:
+                return None
+            return sum(other < request_id for other in self._waiting)
 
     def memory(self) -> MemorySample:
         """The latest reading of the memory."""
@@ -169,5 +177,9 @@ class TelemetryHub:
                     self._rates.add(event)
                 elif isinstance(event, RequestEvent):
                     self._first_tokens.add(event)
+                    if event.state in ("queued", "preempted"):
+                        self._waiting.add(event.request_id)
+                    else:
+                        self._waiting.discard(event.request_id)
         if events and self._out.active:
             self._out.emit(events)

@@ -5,15 +5,21 @@ the engine: a frame's time says when it was drawn, never when a token was made.
 """
 
 from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T", bound=Sequence[Any])
 
 OVERLAP = 2
 FULL_EVERY = 12
+TOKENS_FULL_EVERY = 36
+"""Tokens take some ten times the room of their text."""
 
 
 class ReplyFrames:
-    """Cuts a growing text into overlapping windows `(at, text)`: the reader keeps its first `at` characters.
+    """Cuts a growing text or list into overlapping windows `(at, part)`: the reader keeps its first `at` elements.
 
-    A window starts where the text ended `overlap` frames ago; the first and every `full_every`-th start at 0.
+    A window starts where it ended `overlap` frames ago; the first and every `full_every`-th start at 0.
     """
 
     def __init__(self, overlap: int = OVERLAP, full_every: int = FULL_EVERY) -> None:
@@ -21,8 +27,8 @@ class ReplyFrames:
         self._full_every = full_every
         self.seq = 0
 
-    def next(self, text: str) -> tuple[int, str]:
-        at = 0 if self.seq % self._full_every == 0 else min(self._lengths[0], len(text))
-        self._lengths.append(len(text))
+    def next(self, whole: T, *, full: bool = False) -> tuple[int, T]:
+        at = 0 if full or self.seq % self._full_every == 0 else min(self._lengths[0], len(whole))
+        self._lengths.append(len(whole))
         self.seq += 1
-        return at, text[at:]
+        return at, whole[at:]  # type: ignore[return-value]  # a slice of its own kind

@@ -18,9 +18,9 @@ from playground.sessions import SessionStore
 from playground.sessions.recorder import RunRecorder
 from playground.telemetry.pace import pause
 from playground.ui import views
-from playground.ui.frames import ReplyFrames
 from playground.ui.host import EngineHost
 from playground.ui.runs import ChatRun, RunRegistry
+from playground.ui.trash import Trash
 from playground.ui.turns import Turns, Wish
 from playground.ui.wording import PAGE_NAME
 
@@ -32,6 +32,8 @@ Outputs = tuple[Any, Any, Any]
 Frames = AsyncGenerator[Outputs, None]
 CHATS_SHOWN = 200
 STEPS_LOOKED_AT = 8
+PROBABILITIES_VIEW = "confidence"
+"""The view of a reply's tokens that shows their probabilities: they are asked for where a tab has chosen it."""
 MODEL_CHANGED = "the model was changed"
 FAULT = f"{PAGE_NAME} could not do that because of a fault of its own; its log says more. Try again."
 
@@ -43,7 +45,8 @@ class ChatHandlers:
         self._store = store
         self._host = host
         self.runs = RunRegistry()
-        self._turns = Turns(host, store, self.runs, recorder)
+        self.trash = Trash(self._delete)
+        self._turns = Turns(host, store, self.runs, self.trash, recorder)
         host.follow(leaves=lambda serving: self.runs.end_all(MODEL_CHANGED))
         self._shown: dict[str, int | None] = {}
         """Which chat each browser tab shows, to end a stream whose tab has moved on."""
@@ -66,7 +69,7 @@ class ChatHandlers:
     async def send(self, event: gr.EventData, request: gr.Request) -> Frames:
         data, tab = event._data, _tab(request)
         text = str(data.get("text", ""))
-        start = self._starter(lambda: self._turns.ask(_chat_id(data), text, _wish(data), tab))
+        start = self._starter(lambda: self._turns.ask(_chat_id(data), text, _wish(data), tab, _seen(data)))
         async with aclosing(self._reply(start, _chat_id(data), tab, restore=text)) as frames:
             async for outputs in frames:
                 yield outputs
@@ -74,7 +77,8 @@ class ChatHandlers:
     async def edit(self, event: gr.EventData, request: gr.Request) -> Frames:
         data, tab = event._data, _tab(request)
         text, chat_id = str(data.get("text", "")), _chat_id(data) or 0
-        start = self._starter(lambda: self._turns.edit(chat_id, text, _wish(data), tab))
+        message_id = _chat_id(data, "message")
+        start = self._starter(lambda: self._turns.edit(chat_id, text, _wish(data), tab, _seen(data), message_id))
         async with aclosing(self._reply(start, chat_id, tab, restore=text)) as frames:
             async for outputs in frames:
                 yield outputs
@@ -82,7 +86,15 @@ class ChatHandlers:
     async def retry(self, event: gr.EventData, request: gr.Request) -> Frames:
         data, tab = event._data, _tab(request)
         chat_id = _chat_id(data) or 0
-        start = self._starter(lambda: self._turns.retry(chat_id, _wish(data), tab))
+        start = self._starter(lambda: self._turns.retry(chat_id, _wish(data), tab, _seen(data)))
+        async with aclosing(self._reply(start, chat_id, tab)) as frames:
+            async for outputs in frames:
+                yield outputs
+
+    async def extend(self, event: gr.EventData, request: gr.Request) -> Frames:
+        data, tab = event._data, _tab(request)
+        chat_id = _chat_id(data) or 0
+        start = self._starter(lambda: self._turns.extend(chat_id, _wish(data), tab, _seen(data)))
         async with aclosing(self._reply(start, chat_id, tab)) as frames:
             async for outputs in frames:
                 yield outputs
@@ -99,10 +111,16 @@ class ChatHandlers:
         chat_id = _chat_id(event._data) or 0
         restore = error = None
         try:
-            restore = await asyncio.to_thread(self._turns.undo, chat_id)
+            restore = await asyncio.to_thread(self._turns.undo, chat_id, _seen(event._data))
         except PlaygroundError as problem:
             error = str(problem)
         return await self._transcript(chat_id, error=error, restore=restore), await self._chats()
+
+    async def switch(self, event: gr.EventData) -> Any:
+        """Another version of a message, with what followed it."""
+        chat_id = _chat_id(event._data) or 0
+        error = await self._try(self._turns.switch, chat_id, _chat_id(event._data, "message") or 0)
+        return await self._transcript(chat_id, run=self.runs.get(chat_id), error=error)
 
     async def new(self, request: gr.Request) -> tuple[Any, Any]:
         self._shown[_tab(request)] = None
@@ -116,13 +134,26 @@ class ChatHandlers:
         return again, await self._chats(str(data.get("query", "")), error)
 
     async def delete(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any, Any]:
+        """The chat is gone from the page at once, and from the store when it can no longer be brought back."""
         data = event._data
-        chat_id = _chat_id(data, "id")
-        error = await self._try(self._turns.delete, chat_id or 0)
-        chats = await self._chats(str(data.get("query", "")), error)
-        if error is None and _chat_id(data) == chat_id:
+        chat_id = _chat_id(data, "id") or 0
+        self.trash.put(chat_id)
+        await asyncio.to_thread(self._turns.silence, chat_id)
+        chats = await self._chats(str(data.get("query", "")))
+        if _chat_id(data) == chat_id:
             return (*await self.new(request), chats)
         return gr.skip(), gr.skip(), chats
+
+    async def restore(self, event: gr.EventData, request: gr.Request) -> Frames:
+        """Bring a deleted chat back, and open it where the tab showed it."""
+        data = event._data
+        chat_id = _chat_id(data, "id") or 0
+        error = None if self.trash.restore(chat_id) else "It is too late to bring the chat back: it has been deleted."
+        yield gr.skip(), gr.skip(), await self._chats(str(data.get("query", "")), error)
+        if error is None and data.get("open"):
+            async with aclosing(self._show(chat_id, _tab(request))) as frames:
+                async for outputs in frames:
+                    yield outputs
 
     async def search(self, event: gr.EventData) -> Any:
         return await self._chats(str(event._data.get("query", "")))
@@ -178,16 +209,20 @@ class ChatHandlers:
 
     async def _watch(self, run: ChatRun, tab: str) -> Frames:
         """Frames of a run until it is stored or the tab shows another chat; then the transcript with the reply."""
-        frames = ReplyFrames()
+        frames = views.LiveFrames()
         while not run.ended:
             if self._shown.get(tab) != run.chat_id:
                 return
             started = time.perf_counter()
-            yield gr.skip(), views.live(run, frames, self._num_read(run)), gr.skip()
+            yield gr.skip(), frames.next(run, self._num_before(run), self._num_read(run)), gr.skip()
             await asyncio.sleep(pause(time.perf_counter() - started))
         if self._shown.get(tab) == run.chat_id:
+            yield gr.skip(), frames.next(run, None, None), gr.skip()  # the tokens of the last step too
             view = await self._transcript(run.chat_id, error=run.problem)
             yield view, views.NO_REPLY, await self._chats()
+
+    def _num_before(self, run: ChatRun) -> int | None:
+        return self._host.hub.num_waiting_before(run.id)
 
     def _num_read(self, run: ChatRun) -> int | None:
         """How much of a run's prompt the engine's latest steps have computed; None where they had no part of it."""
@@ -221,8 +256,10 @@ class ChatHandlers:
 
     async def _transcript(self, chat_id: int | None, **more: Any) -> dict[str, Any]:
         def read() -> dict[str, Any]:
-            chat = None if chat_id is None else self._store.get_chat(chat_id)
-            return views.transcript(chat, [] if chat is None else self._store.messages(chat.id), **more)
+            chat = None if chat_id is None or chat_id in self.trash else self._store.get_chat(chat_id)
+            if chat is None:
+                return views.transcript(None, **more)
+            return views.transcript(chat, self._store.messages(chat.id), self._store.versions(chat.id), **more)
 
         try:
             return await asyncio.to_thread(read)
@@ -234,7 +271,15 @@ class ChatHandlers:
             chats = await asyncio.to_thread(self._store.list_chats, query, CHATS_SHOWN)
         except PlaygroundError as problem:
             return views.chat_list([], query, str(problem))
-        return views.chat_list(chats, query, error)
+        return views.chat_list([chat for chat in chats if chat.id not in self.trash], query, error)
+
+    def _delete(self, chat_id: int) -> None:
+        self._turns.delete(chat_id)
+
+    def close(self) -> None:
+        """Store the replies that are being written, delete what waits for that."""
+        self.runs.close()
+        self.trash.close()
 
 
 def _tab(request: gr.Request) -> str:
@@ -248,4 +293,10 @@ def _chat_id(data: Any, key: str = "chat") -> int | None:
 
 def _wish(data: dict[str, Any]) -> Wish:
     settings = data.get("settings")
-    return Wish(settings if isinstance(settings, dict) else {}, str(data.get("system", "")))
+    typed = settings if isinstance(settings, dict) else {}
+    return Wish(typed, str(data.get("system", "")), data.get("view") == PROBABILITIES_VIEW)
+
+
+def _seen(data: Any) -> int | None:
+    """The last message that the tab shows; 0: none."""
+    return _chat_id(data, "head")

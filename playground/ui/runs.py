@@ -1,22 +1,49 @@
 """Replies being written: one `ChatRun` a chat, owned here and not by a browser connection.
 
-A run follows its request on its own thread and stores the result when it ends, whatever ended it and whoever watches;
-so a closed tab, a reload or a cancelled handler cannot lose the partial text. Knows nothing of gradio.
+A run follows its request on its own thread and stores what there is of the reply, every second while it grows and when it
+has ended, whatever ended it and whoever watches; so a closed tab, a reload, a cancelled handler or the end of the process
+cannot lose the partial text. Knows nothing of gradio.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
-from playground.engine.handle import GenerationHandle
+from playground.engine.engine import Engine
 from playground.engine.outputs import Generation
 from playground.errors import PlaygroundError, RequestError
+from playground.sampling_params import SamplingParams
+from playground.telemetry.token_trace import TokenTrace, TracedToken
 
 logger = logging.getLogger(__name__)
 
-Keep = Callable[[Generation], None]
+SAVE_SECONDS = 1.0
+"""How often what there is of a reply is saved while it grows."""
+LAST_EVENTS_SECONDS = 1.0
+"""How long a run that has ended waits at most for the engine's events of its last step."""
+
+
+class Keeper(Protocol):
+    """Stores the reply of one run."""
+
+    def save(self, text: str, tokens: Sequence[TracedToken], metrics: Mapping[str, Any]) -> None:
+        """What there is so far. Never waits and never raises."""
+        ...
+
+    def keep(self, generation: Generation, text: str, tokens: Sequence[TracedToken]) -> None:
+        """The whole reply, whatever ended it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What a continued reply has already: the new text and tokens follow it."""
+
+    text: str = ""
+    tokens: tuple[TracedToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +52,47 @@ class Progress:
 
     text: str
     num_tokens: int
-    seconds_since_first: float | None
-    """Since the first token was seen here; None before it."""
+    """Of this run, what it began with not counted."""
+    tokens: Sequence[TracedToken]
+    metrics: Mapping[str, Any]
 
 
 class ChatRun:
     """One reply of one chat, from its submission until it is stored."""
 
     def __init__(
-        self, chat_id: int, owner: str, handle: GenerationHandle, num_prompt_tokens: int, num_left_out: int = 0
+        self,
+        chat_id: int,
+        owner: str,
+        engine: Engine,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        *,
+        num_left_out: int = 0,
+        beginning: Beginning | None = None,
     ) -> None:
+        """Submits the request. Raises `RequestError` where the engine refuses it."""
         self.chat_id = chat_id
         self.owner = owner
         """The browser tab that asked for it; closing that tab cancels the run."""
-        self.num_prompt_tokens = num_prompt_tokens
+        self.num_prompt_tokens = len(prompt_token_ids)
         self.num_left_out = num_left_out
         """Messages at the start of the chat that did not fit the model's context any more."""
         self.problem: str | None = None
         """Why the finished reply could not be stored, in one sentence."""
         self.cancelled_for: str | None = None
         """Why it was cancelled, where not by a user."""
-        self._handle = handle
-        self._pieces: list[str] = []
-        self._num_tokens = 0
-        self._first_at: float | None = None
+        self._beginning = beginning or Beginning()
+        self._engine_events = engine.events
+        self._events = engine.events.subscribe()
+        started_ns = time.perf_counter_ns()
+        try:
+            self._handle = engine.submit(prompt_token_ids, params)
+        except BaseException:
+            self._engine_events.unsubscribe(self._events)
+            raise
+        self._trace = TokenTrace(self._handle.request_id, engine.tokenizer, prompt_token_ids, started_ns)
+        self._pieces = [self._beginning.text]
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -69,24 +113,37 @@ class ChatRun:
         self.cancelled_for = self.cancelled_for or why
         self._handle.cancel()
 
+    def abandon(self) -> None:
+        """Cancel it before anybody follows it."""
+        self.cancel()
+        self._engine_events.unsubscribe(self._events)
+
     def progress(self) -> Progress:
         with self._lock:
+            self._observe()
             if len(self._pieces) > 1:
                 self._pieces[:] = ["".join(self._pieces)]
-            text = self._pieces[0] if self._pieces else ""
-            elapsed = None if self._first_at is None else time.monotonic() - self._first_at
-            return Progress(text, self._num_tokens, elapsed)
+            tokens = [*self._beginning.tokens, *self._trace.tokens]
+            metrics = {"num_prompt_tokens": self.num_prompt_tokens, **self._trace.metrics()}
+            return Progress(self._pieces[0], self._trace.num_kept, tokens, metrics)
 
-    def follow(self, keep: Keep) -> None:
+    def follow(self, keeper: Keeper) -> None:
         """Collect the deltas, then `keep` the result. Runs on the run's own thread; never raises."""
         try:
+            saved_at = time.monotonic()
             for delta in self._handle:
                 with self._lock:
-                    if self._first_at is None and delta.token_ids:
-                        self._first_at = time.monotonic()
                     self._pieces.append(delta.text)
-                    self._num_tokens += len(delta.token_ids)
-            keep(self._handle.result())
+                    self._trace.add(delta)
+                    self._observe()
+                if time.monotonic() - saved_at >= SAVE_SECONDS:
+                    now = self.progress()
+                    keeper.save(now.text, now.tokens, now.metrics)
+                    saved_at = time.monotonic()
+            generation = self._handle.result()
+            self._finish(generation)
+            now = self.progress()
+            keeper.keep(generation, now.text, now.tokens)
         except PlaygroundError as error:
             self.problem = str(error)
             logger.warning("the reply to request %d was not stored: %s", self.id, error)
@@ -94,7 +151,22 @@ class ChatRun:
             self.problem = "The reply could not be stored because of a fault in the playground; see its log."
             logger.exception("storing the reply to request %d failed", self.id)
         finally:
+            self._engine_events.unsubscribe(self._events)
             self._ended.set()
+
+    def _observe(self) -> None:
+        self._trace.observe(self._events.drain(), self._events.num_dropped)
+
+    def _finish(self, generation: Generation) -> None:
+        """The last step is told a moment after its tokens."""
+        deadline = time.monotonic() + LAST_EVENTS_SECONDS
+        while not self._trace.ended and time.monotonic() < deadline:
+            self._events.wait(0.05)
+            with self._lock:
+                self._observe()
+        with self._lock:
+            self._pieces[:] = [self._beginning.text + generation.text]
+            self._trace.finish(generation.text)
 
 
 class RunRegistry:
@@ -105,24 +177,24 @@ class RunRegistry:
         self._starting: set[int] = set()
         self._lock = threading.Lock()
 
-    def start(self, chat_id: int, make: Callable[[], tuple[ChatRun, Keep]]) -> ChatRun:
+    def start(self, chat_id: int, make: Callable[[], tuple[ChatRun, Keeper]]) -> ChatRun:
         """Make and follow the run of a chat; `make` submits the request. Refused while the chat has one."""
         with self._lock:
             if chat_id in self._starting or chat_id in self._runs:
                 raise RequestError("A reply is being written in this chat: wait for its end or stop it first.")
             self._starting.add(chat_id)
         try:
-            run, keep = make()
+            run, keeper = make()
             with self._lock:
                 self._runs[chat_id] = run
         finally:
             with self._lock:
                 self._starting.discard(chat_id)
-        threading.Thread(target=self._follow, args=(run, keep), name=f"reply-{run.id}", daemon=True).start()
+        threading.Thread(target=self._follow, args=(run, keeper), name=f"reply-{run.id}", daemon=True).start()
         return run
 
-    def _follow(self, run: ChatRun, keep: Keep) -> None:
-        run.follow(keep)
+    def _follow(self, run: ChatRun, keeper: Keeper) -> None:
+        run.follow(keeper)
         with self._lock:
             if self._runs.get(run.chat_id) is run:
                 del self._runs[run.chat_id]

@@ -6,14 +6,14 @@ revision, so that a late one never replaces a newer one.
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from playground.sessions import ChatInfo, MessageInfo
-from playground.telemetry.format import format_count
-from playground.ui.frames import ReplyFrames
+from playground.sessions import ChatInfo, MessageInfo, RunInfo
+from playground.ui.frames import TOKENS_FULL_EVERY, ReplyFrames
 from playground.ui.runs import ChatRun
-from playground.ui.wording import context_tokens, live_figures, reply_figures
+from playground.ui.turns import can_continue
+from playground.ui.wording import context_tokens, phase, reply_figures
 
 View = dict[str, Any]
 
@@ -23,12 +23,16 @@ _revisions = itertools.count(time.time_ns() // 1_000_000)  # grows over restarts
 def transcript(
     chat: ChatInfo | None,
     messages: Sequence[MessageInfo] = (),
+    versions: Mapping[int | None, Sequence[int]] | None = None,
     *,
     run: ChatRun | None = None,
     error: str | None = None,
     restore: str | None = None,
 ) -> View:
-    """The stored part of a chat. While a `run` is on, a reply that it will replace is left out."""
+    """The stored part of a chat. While a `run` is on, a reply that it will replace is left out.
+
+    `versions`: where the chat's branches part, as the store tells it.
+    """
     if run is not None and messages and messages[-1].role == "assistant":
         messages = messages[:-1]
     replies = [message for message in messages if message.run is not None]
@@ -39,7 +43,7 @@ def transcript(
         "chat": None if chat is None else chat.id,
         "title": "" if chat is None else chat.title,
         "system": "" if chat is None else chat.system_prompt,
-        "messages": [_message(message) for message in messages],
+        "messages": [_message(message, (versions or {}).get(message.parent_id)) for message in messages],
         "running": run is not None,
         "tokens": context_tokens(last_metrics),
         "left_out": _left_out(left_out),
@@ -48,13 +52,31 @@ def transcript(
     }
 
 
-def _message(message: MessageInfo) -> View:
+def _message(message: MessageInfo, versions: Sequence[int] | None) -> View:
     view: View = {"id": message.id, "role": message.role, "text": message.content}
+    if versions is not None and message.id in versions:
+        view["versions"] = list(versions)
     if message.run is not None:
+        metrics = message.run.metrics
         view["status"] = message.run.status
-        view["error"] = message.run.metrics.get("error")
-        view["figures"] = reply_figures(message.run.metrics)
+        view["error"] = metrics.get("error")
+        view["figures"] = reply_figures(metrics)
+        view["tokens"] = isinstance(metrics.get("tokens"), str)
+        view["speculation"] = _speculation(message.run)
+        view["continuable"] = can_continue(message)
+        view["cut"] = metrics.get("finish_reason") == "length"
     return view
+
+
+def _speculation(run: RunInfo) -> str | None:
+    """Why a reply has no drafts, for the view that would show them; None where it has some."""
+    if run.metrics.get("num_draft_tokens"):
+        return None
+    if not run.config.get("speculation"):
+        return "Speculation was off: every token is the target's own, one a step."
+    state = run.metrics.get("speculation")
+    reason = state.get("reason") if isinstance(state, Mapping) else None
+    return f"No drafts were made for this reply{f': {reason}' if reason else ''}."
 
 
 def _left_out(count: int) -> str | None:
@@ -68,27 +90,32 @@ NO_REPLY: View = {"run": None}
 """The live view when nothing is being written."""
 
 
-def live(run: ChatRun, frames: ReplyFrames, num_read: int | None) -> View:
-    """One frame of the reply being written. `num_read`: prompt tokens done so far, None while it waits its turn."""
-    progress = run.progress()
-    seq = frames.seq
-    at, text = frames.next(progress.text)
-    if progress.num_tokens:
-        phase = ""
-    elif num_read is None:
-        phase = "Waiting for its turn"
-    else:
-        phase = f"Reading the conversation: {format_count(num_read)} of {format_count(run.num_prompt_tokens)} tokens"
-    return {
-        "run": run.id,
-        "chat": run.chat_id,
-        "seq": seq,
-        "at": at,
-        "text": text,
-        "phase": phase,
-        "figures": live_figures(progress.num_tokens, progress.seconds_since_first),
-        "tokens": run.num_prompt_tokens + progress.num_tokens,
-    }
+class LiveFrames:
+    """Cuts what is known of one run into frames: its text and its tokens."""
+
+    def __init__(self) -> None:
+        self._text = ReplyFrames()
+        self._tokens = ReplyFrames(full_every=TOKENS_FULL_EVERY)
+
+    def next(self, run: ChatRun, num_before: int | None, num_read: int | None) -> View:
+        """`num_before`: requests that wait before it, None where it does not wait; `num_read`: prompt tokens done so
+        far, None where they are not known. After its end, a frame with everything."""
+        progress = run.progress()
+        seq = self._text.seq
+        at, text = self._text.next(progress.text)
+        tokens_at, tokens = self._tokens.next(progress.tokens, full=run.ended)
+        return {
+            "run": run.id,
+            "chat": run.chat_id,
+            "seq": seq,
+            "at": at,
+            "text": text,
+            "tokens_at": tokens_at,
+            "rows": tokens,
+            "phase": phase(progress.num_tokens, num_before, num_read, run.num_prompt_tokens),
+            "figures": reply_figures(progress.metrics, ended=False) if progress.num_tokens else [],
+            "tokens": run.num_prompt_tokens + progress.num_tokens,
+        }
 
 
 def chat_list(chats: Sequence[ChatInfo], query: str = "", error: str | None = None) -> View:

@@ -5,14 +5,14 @@ Numbers and their definitions come from `telemetry`; nothing here measures or ro
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from playground.config import SpeculationConfig
 from playground.engine.outputs import RequestMetrics
 from playground.telemetry.definitions import define
-from playground.telemetry.format import MISSING, format_count, format_number, format_rate, format_seconds
+from playground.telemetry.format import MISSING, format_count, format_percent, format_rate, format_seconds
 
 PAGE_NAME = "Inference Playground"
 TINY_PARAMETERS = 50_000_000
@@ -26,6 +26,14 @@ EMPTY_TITLE = "Talk to the model and watch the engine work"
 EMPTY_TEXT = (
     "Your conversation will appear here. Under every reply stands what it took: its tokens, the time to the first of "
     "them, tokens per second, tokens found in the cache, and KV blocks."
+)
+
+SPECULATION_TIP = (
+    "What speculation did at the end of this reply, and why. Off may change from step to step; disabled is for good."
+)
+CONTINUED_TIP = (
+    "This reply goes on where an earlier one ended. The figures are those of the part that was written last; the earlier "
+    "part is kept as a version of its own."
 )
 
 Figure = tuple[str, str]
@@ -68,38 +76,49 @@ def empty_text(name: str, parameters: int) -> list[str]:
     return [EMPTY_TEXT, tiny]
 
 
-def reply_figures(metrics: Mapping[str, Any]) -> list[Figure]:
-    """The line under a finished reply, from the metrics stored with it."""
+def reply_figures(metrics: Mapping[str, Any], *, ended: bool = True) -> list[Figure]:
+    """The line under a reply, from the metrics stored with it; one that has not `ended` says only what is known yet."""
     tokens = metrics.get("num_output_tokens")
     per_token = metrics.get("time_per_output_token")
-    blocks = metrics.get("kv_blocks_peak")
+    drafts, accepted = metrics.get("num_draft_tokens"), metrics.get("num_accepted_tokens")
     per_token_text = define("time_per_output_token")
     rate_tip = f"Tokens per second of this reply: 1 / the {_low(per_token_text.label)}. {per_token_text.text}"
-    figures = [
-        (_plural(tokens, "token"), define("num_output_tokens").hover),
-        (f"first token {format_seconds(metrics.get('time_to_first_token'))}", define("time_to_first_token").hover),
-        (str(format_rate(1 / per_token if per_token else None)), rate_tip),
-        (f"{format_count(metrics.get('num_cached_tokens'))} cached", define("num_cached_tokens").hover),
-        (_plural(blocks, "KV block"), define("kv_blocks_peak").hover),
+    figures: list[tuple[Any, str, str]] = [
+        (tokens, _plural(tokens, "token"), define("num_output_tokens").hover),
+        _figure("time_to_first_token", metrics, lambda value: f"first token {format_seconds(value)}"),
+        (per_token, str(format_rate(1 / per_token if per_token else None)), rate_tip),
     ]
-    drafts, accepted = metrics.get("num_draft_tokens"), metrics.get("num_accepted_tokens")
     if drafts:
-        text = f"{format_count(accepted)} of {format_count(drafts)} drafts accepted"
-        figures.append((text, define("acceptance_rate").hover))
+        share = format_percent(accepted / drafts if isinstance(accepted, int) else None)
+        tip = f"{define('acceptance_rate').hover} Here: {format_count(accepted)} of n = {format_count(drafts)}."
+        figures.append((drafts, f"accepted {share} (n = {format_count(drafts)})", tip))
+    figures += [
+        _figure("num_cached_tokens", metrics, lambda value: f"cached {format_count(value)}"),
+        _figure("kv_blocks_peak", metrics, lambda value: _plural(value, "block")),
+    ]
+    shown = [(text, tip) for value, text, tip in figures if ended or value is not None]
     speculation = metrics.get("speculation")
     if isinstance(speculation, Mapping) and speculation.get("reason"):
-        figures.append((f"speculation {speculation.get('state')}", str(speculation["reason"])))
-    return figures
+        shown.append((f"speculation {speculation.get('state')}: {speculation['reason']}", SPECULATION_TIP))
+    if metrics.get("continues") is not None:
+        shown.append(("continued", CONTINUED_TIP))
+    return shown
 
 
-def live_figures(num_tokens: int, seconds_since_first: float | None) -> list[Figure]:
-    """The line under a reply that is being written: what can be said of it so far."""
-    if not num_tokens or seconds_since_first is None:
-        return []
-    return [
-        (_plural(num_tokens, "token"), define("num_output_tokens").hover),
-        (f"{format_number(seconds_since_first, 's')} since the first", "Since the page saw this reply's first token."),
-    ]
+def _figure(key: str, metrics: Mapping[str, Any], write: Callable[[Any], str]) -> tuple[Any, str, str]:
+    value = metrics.get(key)
+    return value, write(value), define(key).hover
+
+
+def phase(num_tokens: int, num_before: int | None, num_read: int | None, num_prompt_tokens: int) -> str:
+    """What a request does: waits behind `num_before` others, has `num_read` tokens of its prompt done, or writes."""
+    if num_tokens:
+        return "writing"
+    if num_before is not None:
+        return f"queued, {format_count(num_before)} before you" if num_before else "queued, next in line"
+    if num_read is None:
+        return "sent to the engine"
+    return f"reading the prompt {min(100, 100 * num_read // max(1, num_prompt_tokens))} %"
 
 
 def context_tokens(metrics: Mapping[str, Any]) -> int | None:

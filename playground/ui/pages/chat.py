@@ -5,10 +5,12 @@ from typing import Any
 import gradio as gr
 
 from playground.ui import strip
+from playground.ui.chat_routes import chat_routes
 from playground.ui.components import surface
 from playground.ui.handlers import ChatHandlers
 from playground.ui.pages.page import MANY, QUIET, Page, PageContext
 from playground.ui.settings import DEFAULTS, PRESETS, SETTINGS
+from playground.ui.trash import UNDO_SECONDS
 from playground.ui.wording import EMPTY_TITLE, EXAMPLES, PAGE_NAME
 
 VIEWS = ("blocks", "requests", "throughput", "memory")
@@ -17,17 +19,24 @@ VIEWS = ("blocks", "requests", "throughput", "memory")
 
 def build(context: PageContext) -> None:
     do = ChatHandlers(context.host, context.store, context.recorder)
-    context.on_close.callback(do.runs.close)
+    context.on_close.callback(do.close)
+    context.routes.extend(chat_routes(context.store))
     words = {
         "name": PAGE_NAME,
         "empty_title": EMPTY_TITLE,
         "examples": EXAMPLES,
     }
     surface("mountStrip", "strip", config={"tiles": strip.tiles()})
-    sessions = surface("mountSessions", "sessions", events=("open", "new", "rename", "delete", "search"), live=True)
+    sessions = surface(
+        "mountSessions",
+        "sessions",
+        events=("open", "new", "rename", "delete", "restore", "search"),
+        config={"undo_seconds": UNDO_SECONDS},
+        live=True,
+    )
     with gr.Column(elem_id="chat"):
         with gr.Column(elem_id="conversation"):
-            events = ("retry", "undo", "edit")
+            events = ("retry", "extend", "undo", "edit", "switch")
             transcript = surface("mountTranscript", "transcript", events=events, config=words, live=True)
             reply = surface("mountReply", "live", live=True)
         composer = surface("mountComposer", "composer", events=("send", "stop"), config=_settings())
@@ -40,11 +49,14 @@ def build(context: PageContext) -> None:
     composer.stop(do.stop, None, None, queue=False, **MANY)
     transcript.edit(do.edit, None, everything, **MANY)
     transcript.retry(do.retry, None, everything, **MANY)
+    transcript.extend(do.extend, None, everything, **MANY)
+    transcript.switch(do.switch, None, [transcript], **MANY)
     transcript.undo(do.undo, None, [transcript, sessions], **MANY)
     sessions.open(do.open, None, everything, **MANY)
     sessions.new(do.new, None, [transcript, reply], **MANY)
     sessions.rename(do.rename, None, [transcript, sessions], **MANY)
     sessions.delete(do.delete, None, everything, **MANY)
+    sessions.restore(do.restore, None, everything, **MANY)
     sessions.search(do.search, None, [sessions], **{**MANY, "trigger_mode": "always_last"})
 
 
@@ -69,14 +81,16 @@ PAGE = Page(
     build,
     scripts=(
         "chat/markdown.js",
+        "chat/tokens.js",
         "chat/transcript.js",
         "chat/reply.js",
         "chat/composer.js",
         "chat/sessions.js",
+        "chat/shortcuts.js",
         "live/strip.js",
         "live/panel.js",
         "live/chart.js",
         *(f"live/{view}.js" for view in VIEWS),
     ),
-    styles=("chat/chat.css", "live/live.css"),
+    styles=("chat/chat.css", "chat/tokens.css", "live/live.css"),
 )

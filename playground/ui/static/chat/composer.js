@@ -13,7 +13,8 @@
     const area = el("textarea", { rows: "1", placeholder: "Write a message", "aria-label": "Message", maxlength: "200000" });
     const used = el("span", { class: "used" });
     const send = el("button", { class: "button strong send", type: "button" });
-    const caption = el("p", { class: "caption" });
+    const words = el("span");
+    const caption = el("p", { class: "caption" }, words, el("button", { class: "quiet keys", type: "button", "aria-label": "Keyboard shortcuts", onclick: () => P.calls.keys() }, "Keys ", el("kbd", { text: "?" })));
     let [loaded, context] = [true, 0];
 
     // ---- settings ----
@@ -68,7 +69,8 @@
 
     // ---- sending ----
     const fit = () => { area.style.height = "auto"; area.style.height = `${Math.min(area.scrollHeight, Math.round(window.innerHeight * 0.3))}px`; };
-    const settings = () => ({ settings: values(), system: system.value });
+    // What every request for a reply says beside its own: how it is to be written, and what the tab shows.
+    const settings = () => ({ settings: values(), system: system.value, head: P.state.head, view: P.views.now });
     const submit = (text) => {
       if (P.state.running || !loaded || !text.trim()) return;
       P.setState({ running: true });
@@ -86,7 +88,7 @@
     };
     P.host.onChange((host) => {
       [loaded, context] = [host.loaded, host.context];
-      caption.textContent = host.caption;
+      words.textContent = host.caption;
       used.setAttribute("data-tip", `How much of the model's context of ${P.count(context)} tokens this conversation fills, as of its latest reply.`);
       refresh();
     });

@@ -1,4 +1,4 @@
-// The list of chats: by day, with search, open, rename and delete (asked once more before it happens). The list itself comes
+// The list of chats: by day, with search, open, rename, export and delete (which can be undone for some seconds). The list itself comes
 // from the server; on a narrow page it is a drawer.
 (() => {
   "use strict";
@@ -16,14 +16,14 @@
   };
   const clock = (ms) => new Date(ms).toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit" });
 
-  P.mountSessions = (element, props, watch, fire) => {
+  P.mountSessions = (element, props, watch, fire, config) => {
     const search = el("input", { type: "search", placeholder: "Search chats", "aria-label": "Search chats (Ctrl+K)", autocomplete: "off", spellcheck: "false" });
     const fresh = el("button", { class: "button new", type: "button", onclick: () => { toggle(false); fire("new", {}); P.calls.focus(); } }, P.icon("plus"), "New chat");
     const rows = el("div", { class: "rows", role: "list", "aria-label": "Chats" });
     element.append(el("nav", { class: "sessions", "aria-label": "Chats" }, fresh, el("div", { class: "search" }, search, el("kbd", { text: "Ctrl K" })), rows));
     let value = null;
     let timer = 0;
-    let asking = null; // {id, what: "rename" | "delete"}
+    let asking = null; // {id, what: "rename" | "export"}
 
     const ask = (id, what) => { asking = { id, what }; draw(); const field = rows.querySelector(".asking input, .asking .button"); if (field) { field.focus(); if (field.select) field.select(); } };
     const done = () => { asking = null; draw(); };
@@ -39,21 +39,40 @@
       input.addEventListener("blur", () => { if (asking && asking.id === session.id) keep(); });
       return el("div", { class: "session asking", role: "listitem" }, input);
     };
-    const deleting = (session) => el("div", { class: "session asking", role: "listitem" },
-      el("span", { class: "question", text: "Delete this chat for good?" }),
-      el("div", { class: "choices", onkeydown: (event) => { if (event.key === "Escape") { event.preventDefault(); done(); } } },
-        el("button", { class: "button", type: "button", text: "Keep", onclick: done }),
-        el("button", { class: "button strong", type: "button", text: "Delete", onclick: () => { asking = null; fire("delete", { id: session.id, query: search.value, chat: P.state.chat }); draw(); } })));
+    // A chat as a file: the browser saves it, the page stays.
+    const exporting = (session) => {
+      const link = (label, suffix, tip) => el("a", { class: "button", href: new URL(`chats/${session.id}/export.${suffix}`, document.baseURI), download: "", text: label, "data-tip": tip, onclick: () => setTimeout(done, 0) });
+      return el("div", { class: "session asking", role: "listitem" },
+        el("span", { class: "question", text: "Save this chat as a file" }),
+        el("div", { class: "choices", onkeydown: (event) => { if (event.key === "Escape") { event.preventDefault(); done(); } } },
+          link("Markdown", "md", "What is shown, for reading"), link("JSON", "json", "All branches, with settings, figures and tokens"),
+          el("button", { class: "quiet", type: "button", text: "Cancel", onclick: done })));
+    };
+
+    // A deleted chat can be brought back for some seconds.
+    const said = el("span");
+    const bar = el("div", { class: "undo-bar", role: "status", hidden: true }, said, el("button", { type: "button", text: "Undo", onclick: () => { bar.hidden = true; fire("restore", { id: deleted.id, open: deleted.open, query: search.value }); } }));
+    document.getElementById("page").append(bar);
+    let [deleted, away] = [null, 0];
+    const remove = (session) => {
+      deleted = { id: session.id, open: session.id === P.state.chat };
+      said.textContent = `Chat deleted: ${session.title}`;
+      bar.hidden = false;
+      window.clearTimeout(away);
+      away = window.setTimeout(() => { bar.hidden = true; }, config.undo_seconds * 1000);
+      fire("delete", { id: session.id, query: search.value, chat: P.state.chat });
+    };
 
     const row = (session) => {
-      if (asking && asking.id === session.id) return asking.what === "rename" ? renaming(session) : deleting(session);
+      if (asking && asking.id === session.id) return asking.what === "rename" ? renaming(session) : exporting(session);
       const current = session.id === P.state.chat;
       const detail = session.found ? [el("small", { class: "found", text: session.found })] : [el("small", { text: [clock(session.updated_ms), session.detail].filter(Boolean).join(" · ") })];
       return el("div", { class: `session${current ? " current" : ""}`, role: "listitem" },
         el("button", { class: "open", type: "button", "aria-current": current ? "true" : null, title: session.title, onclick: () => { toggle(false); if (!current) fire("open", { id: session.id }); } }, el("span", { class: "title", text: session.title }), ...detail),
         el("span", { class: "tools" },
           el("button", { class: "tool", type: "button", "aria-label": `Rename ${session.title}`, "data-tip": "Rename", onclick: () => ask(session.id, "rename") }, P.icon("pencil")),
-          el("button", { class: "tool", type: "button", "aria-label": `Delete ${session.title}`, "data-tip": "Delete", onclick: () => ask(session.id, "delete") }, P.icon("trash"))));
+          el("button", { class: "tool", type: "button", "aria-label": `Export ${session.title}`, "data-tip": "Export", onclick: () => ask(session.id, "export") }, P.icon("download")),
+          el("button", { class: "tool", type: "button", "aria-label": `Delete ${session.title}`, "data-tip": "Delete", onclick: () => remove(session) }, P.icon("trash"))));
     };
 
     const draw = () => {
@@ -75,7 +94,11 @@
 
     const toggle = (open) => { document.body.classList.toggle("drawer", open); if (P.calls.drawerChanged) P.calls.drawerChanged(open); };
     P.calls.drawer = () => toggle(!document.body.classList.contains("drawer"));
-    P.calls.search = () => { if (window.innerWidth < 900) toggle(true); search.focus(); search.select(); };
+    const STORED = "inference-playground.sessions";
+    const hide = (hidden) => { document.body.classList.toggle("no-sessions", hidden); try { window.localStorage.setItem(STORED, hidden ? "hidden" : "shown"); } catch { /* private mode: forgotten on reload */ } };
+    try { hide(window.localStorage.getItem(STORED) === "hidden"); } catch { /* as above */ }
+    P.calls.sidebar = () => { if (window.innerWidth < 900) P.calls.drawer(); else hide(!document.body.classList.contains("no-sessions")); };
+    P.calls.search = () => { hide(false); if (window.innerWidth < 900) toggle(true); search.focus(); search.select(); };
     document.addEventListener("keydown", (event) => { if (event.key === "Escape" && document.body.classList.contains("drawer")) { event.preventDefault(); toggle(false); } }, true);
     document.addEventListener("pointerdown", (event) => { if (document.body.classList.contains("drawer") && !event.target.closest("#sessions, .menu")) toggle(false); });
     P.onState((_, changed) => { if (changed.includes("chat")) draw(); });

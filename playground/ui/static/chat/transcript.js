@@ -1,5 +1,5 @@
-// The finished part of a conversation, and the empty page before it. Draws what the server sends, asks for retry, undo
-// and edit; never changes the conversation by itself.
+// The finished part of a conversation, and the empty page before it. Draws what the server sends, asks for retry, undo,
+// edit, continuation and other versions; never changes the conversation by itself.
 (() => {
   "use strict";
   const P = window.Playground;
@@ -26,7 +26,7 @@
     const edit = (message, node) => {
       const area = el("textarea", { class: "edit", "aria-label": "Edit your message", value: message.text, rows: "2" });
       const close = () => { node.replaceWith(nodes.get(message.id)); };
-      const save = () => { if (area.value.trim()) { close(); fire("edit", { chat: P.state.chat, text: area.value, ...P.calls.settings() }); } };
+      const save = () => { if (area.value.trim()) { close(); fire("edit", { chat: P.state.chat, message: message.id, text: area.value, ...P.calls.settings() }); } };
       area.addEventListener("keydown", (event) => {
         if (event.isComposing) return;
         if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); save(); }
@@ -39,27 +39,42 @@
       area.setSelectionRange(area.value.length, area.value.length);
     };
 
-    const retry = () => action("Retry", "Write this reply again", () => fire("retry", { chat: P.state.chat, ...P.calls.settings() }));
+    const again = (name) => { P.setState({ running: true }); fire(name, { chat: P.state.chat, ...P.calls.settings() }); };
+    const retry = () => action("Retry", "Write this reply again; this one stays as a version. Ctrl+Enter", () => again("retry"));
+    P.calls.retry = () => { if (!P.state.running && P.state.head) again("retry"); };
+
+    // Where branches part: which version this is, and the ways to its neighbours.
+    const versions = (message, idle) => {
+      if (!message.versions) return null;
+      const at = message.versions.indexOf(message.id);
+      const way = (to, sign, label) => el("button", { type: "button", text: sign, "aria-label": label, disabled: !idle || to < 0 || to >= message.versions.length, onclick: () => fire("switch", { chat: P.state.chat, message: message.versions[to] }) });
+      return el("span", { class: "versions", role: "group", "aria-label": `Version ${at + 1} of ${message.versions.length}`, "data-tip": "Versions of this message: edits and retries keep the ones before, with all that followed them." },
+        way(at - 1, "‹", "Earlier version"), el("span", { text: `${at + 1} / ${message.versions.length}` }), way(at + 1, "›", "Later version"));
+    };
 
     // `alone`: its reply was lost, as when the playground was killed in the middle of it.
-    const userMessage = (message, last, alone) => {
-      const node = el("div", { class: `message user${alone ? " alone" : ""}` }, P.userBubble(message.text));
-      if (last) node.append(el("div", { class: "actions" }, alone ? retry() : null, action("Edit", "Change this message; the reply to it is replaced", () => edit(message, node))));
+    const userMessage = (message, idle, alone) => {
+      const node = el("div", { class: `message user${alone ? " alone" : ""}` }, P.userBubble(message.text), versions(message, idle));
+      if (idle) node.append(el("div", { class: "actions" }, alone ? retry() : null, action("Edit", "Ask this in other words; what is here stays as a version", () => edit(message, node))));
       return node;
     };
 
-    const reply = (message, last) => {
+    const reply = (message, last, idle) => {
       const text = P.markdown(message.text, el("div", { class: "text" }));
-      const state = STATUS[message.status] ? el("span", { class: "state", text: message.error ? `${STATUS[message.status]}: ${message.error}` : STATUS[message.status] }) : null;
+      const view = new P.TokenView({ plain: message.speculation, missing: message.text ? "— The tokens of this reply were not recorded." : null });
+      P.loadRows(view, message);
+      const how = STATUS[message.status] || (message.cut ? "Cut off at the most tokens in a reply" : null);
+      const state = how ? el("span", { class: "state", text: message.error ? `${how}: ${message.error}` : how }) : null;
       const copy = action("Copy", "Copy the reply as it was written", async () => { await P.copy(message.text); copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); });
       const actions = el("div", { class: "actions" }, message.text ? copy : null);
       if (last) {
+        if (message.continuable) actions.append(action("Continue", "Go on where this reply ended; this one stays as a version", () => again("extend")));
         actions.append(retry());
-        actions.append(action("Undo", "Take back the last message and its reply", () => fire("undo", { chat: P.state.chat })));
+        actions.append(action("Undo", "Take back the last message and its reply", () => fire("undo", { chat: P.state.chat, head: P.state.head })));
       }
       const figures = P.footer(message.figures);
       if (state) figures.prepend(state);
-      return el("div", { class: `message reply${last ? " last" : ""}` }, text, el("div", { class: "foot" }, figures, actions));
+      return el("div", { class: `message reply${last ? " last" : ""}` }, last ? P.segments() : null, text, view.node, el("div", { class: "foot" }, figures, versions(message, idle), actions));
     };
 
     const about = el("div", { class: "about-model" });
@@ -74,13 +89,12 @@
       const wanted = [];
       const seen = new Map();
       const seenSignatures = new Map();
-      const lastUser = messages.findLastIndex((message) => message.role === "user");
+      const idle = !value.running;
       messages.forEach((message, index) => {
-        const last = !value.running && (message.role === "user" ? index === lastUser : index === messages.length - 1);
-        const alone = last && index === messages.length - 1;
-        const signature = JSON.stringify([message.role, message.text, message.status, message.figures, message.error, last, alone]);
+        const last = idle && index === messages.length - 1;
+        const signature = JSON.stringify([message, last, idle]);
         const known = signatures.get(message.id) === signature && nodes.get(message.id);
-        const node = known || (message.role === "user" ? userMessage(message, last, alone) : reply(message, last));
+        const node = known || (message.role === "user" ? userMessage(message, idle, last) : reply(message, last, idle));
         seen.set(message.id, node);
         seenSignatures.set(message.id, signature);
         wanted.push(node);
@@ -100,7 +114,7 @@
       shown = value.rev;
       chat = value.chat;
       draw(value);
-      P.setState({ chat: value.chat, running: Boolean(value.running), tokens: value.tokens });
+      P.setState({ chat: value.chat, head: value.messages.length ? value.messages.at(-1).id : 0, running: Boolean(value.running), tokens: value.tokens });
       if (value.restore && P.calls.restore) P.calls.restore(value.restore);
       if (opened && value.system !== undefined && P.calls.system) P.calls.system(value.system);
       P.pages.title("chat", value.title);

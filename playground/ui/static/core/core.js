@@ -27,6 +27,7 @@
     close: "M4 4l8 8M12 4l-8 8",
     pause: "M5.5 4v8M10.5 4v8",
     play: "M5.5 3.8v8.4l6.5-4.2z",
+    download: "M8 2.5v7.5M4.8 7L8 10.2 11.2 7M3 13.2h10",
   };
   P.icon = (name) => {
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -37,9 +38,9 @@
     return svg;
   };
 
-  // The only state components share: which chat this tab shows, whether a reply is running in it, and the engine's id of the
-  // latest request that this tab had or saw written.
-  P.state = { chat: null, running: false, tokens: null, request: null };
+  // The only state components share: which chat this tab shows and its last message there, whether a reply is running
+  // in it, and the engine's id of the latest request that this tab had or saw written.
+  P.state = { chat: null, head: 0, running: false, tokens: null, request: null };
   const listeners = [];
   P.onState = (listener) => listeners.push(listener);
   P.setState = (change) => {
