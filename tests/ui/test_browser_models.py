@@ -74,7 +74,7 @@ def test_what_cannot_be_loaded_is_said_in_place_and_an_unloaded_model_is_not_ask
     page.evaluate("window.location.hash = '#chat'")
     tab.box.fill("Is anybody there?")
     assert page.get_by_role("button", name="Send the message").is_disabled()
-    assert "No model is loaded" in page.locator("#composer .caption").inner_text()
+    page.locator("#composer .caption", has_text="No model is loaded: load one").wait_for()
 
 
 def test_the_calculator_shows_the_published_example_and_the_loaded_model(tab: Tab) -> None:

@@ -188,10 +188,11 @@ def test_a_lent_engine_can_be_closed(models: tuple[Path, Path]) -> None:
 
 def test_twenty_swaps_under_load_leave_no_thread_and_no_memory(own_host: EngineHost, models: tuple[Path, Path]) -> None:
     process = psutil.Process()
+    configs = config(models[1]), config(models[1], seed=1)
 
     def swap(number: int) -> None:
         handle = own_host.require().submit("hello", SamplingParams(temperature=0, max_tokens=200))
-        own_host.load(config(models[number % 2])).result(60)
+        own_host.load(configs[number % 2]).result(60)
         assert handle.result().finish_reason in ("error", "length", "stop")
 
     for number in range(4):

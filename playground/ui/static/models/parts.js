@@ -4,7 +4,7 @@
   const P = window.Playground;
   const { el } = P;
 
-  const quantity = ([number, unit]) => el("span", { class: "quantity" }, number, unit ? el("small", { text: unit }) : null);
+  const quantity = ([number, unit]) => el("span", { class: "quantity" }, unit ? `${number} ` : number, unit ? el("small", { text: unit }) : null);
 
   P.models = {
     quantity,
