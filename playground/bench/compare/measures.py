@@ -50,7 +50,13 @@ METRICS: tuple[Metric, ...] = (
         "seconds",
         "lower",
     ),
-    Metric("seconds", "Time for all prompts", "From sending the first prompt to the end of the last reply.", "seconds"),
+    Metric(
+        "seconds",
+        "Time for all prompts",
+        "From sending the first prompt to the end of the last reply.",
+        "seconds",
+        "lower",
+    ),
     Metric("steps", "Engine steps", "How often the model ran in a run, for all prompts together.", "count", "lower"),
     Metric(
         "tokens_per_step",

@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+from playground.errors import ConfigError
 from playground.models.bundled import BUNDLED_MODEL
 
 KV_HEADS = {"mha": 8, "gqa": 2, "mqa": 1}
@@ -21,15 +22,24 @@ def cache_folder() -> Path:
 
 
 def shape_folder(name: str) -> Path:
-    """The folder of one of `KV_HEADS`: a decoder of some 25 million parameters with that many KV heads."""
+    """The folder of one of `KV_HEADS`: a decoder of some 25 million parameters with that many KV heads.
+
+    Raises `ConfigError` where the cache folder cannot be written.
+    """
     folder = cache_folder() / "shapes" / f"random-{name}"
     raw = json.loads((BUNDLED_MODEL / "config.json").read_text(encoding="utf-8"))
     text = json.dumps({**raw, **_LARGER, "num_key_value_heads": KV_HEADS[name]}, indent=2)
     config = folder / "config.json"
     if config.is_file() and config.read_text(encoding="utf-8") == text:
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(BUNDLED_MODEL / file, folder / file)
-    config.write_text(text, encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copyfile(BUNDLED_MODEL / file, folder / file)
+        config.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"The shape of a model cannot be written to {folder} ({error.strerror}): make it writable, or name another "
+            "folder with XDG_CACHE_HOME."
+        ) from None
     return folder

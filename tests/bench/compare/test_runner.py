@@ -11,6 +11,7 @@ from playground.bench.compare import runner
 from playground.bench.compare.plan import Plan, Side
 from playground.bench.compare.presets import PRESETS
 from playground.bench.compare.runner import Comparison
+from playground.bench.compare.shapes import shape_folder
 from playground.config import SpeculationConfig
 from playground.errors import ConfigError
 from tests.tiny import write_tiny_model
@@ -112,6 +113,15 @@ def test_a_plan_that_cannot_be_is_refused_in_one_sentence(tiny_model: Path) -> N
         plan(tiny_model, {}, {}, repeats=0)
     with pytest.raises(ConfigError, match="is empty"):
         plan(tiny_model, {}, {}, prompts=(" ",))
+
+
+def test_shapes_that_cannot_be_written_are_told_with_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inference-playground").write_text("a file in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"cannot be written to .*inference-playground.*XDG_CACHE_HOME"):
+        shape_folder("gqa")
 
 
 @pytest.mark.parametrize("key", [preset.key for preset in PRESETS])
