@@ -224,6 +224,7 @@ def unpack(data: bytes) -> tuple[RecordedRun, Tour | None]:
         origin="imported",
         chat_id=None,
         chat_title=None,
+        question=None,
         message_id=None,
         config_id="",
         has_recording=True,
