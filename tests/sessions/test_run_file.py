@@ -56,8 +56,8 @@ def run_of(prompt: str, pieces: list[str], drafts: list[int], gap_ms: int = 2) -
     if len(pieces) > 1:
         tokens.append(RecordedToken(2, 1, 0, 99, "SECRET", None, "target", None))
     info = RequestInfo(
-        id=0, created_ms=1_700_000_000_000, origin="imported", chat_id=None, chat_title=None, message_id=None, model="m",
-        config_id="", prompt=prompt, question=None, finish="length", num_prompt_tokens=6,
+        id=0, created_ms=1_700_000_000_000, origin="imported", chat_id=None, chat_title=None, message_id=None,
+        model="m", config_id="", prompt=prompt, question=None, finish="length", num_prompt_tokens=6,
         num_output_tokens=len(pieces), num_cached_tokens=0, num_cache_write_tokens=4, num_preemptions=0,
         num_draft_tokens=0, num_accepted_tokens=0, kv_blocks_peak=2, queue_time=0.001, time_to_first_token=0.002,
         time_per_output_token=None, e2e_latency=0.01, has_recording=True,
