@@ -136,7 +136,7 @@ def test_an_upgrade_that_fails_leaves_the_file_as_it_was(tmp_path: Path, next_re
             SessionStore(path)
         patch.undo()
     assert query(path, "SELECT name, sql FROM sqlite_master ORDER BY name") == tables
-    assert query(path, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert query(path, "SELECT version_num FROM alembic_version") == [("0002",)]
     assert query(path, "SELECT content FROM message ORDER BY id") == [("question",), ("answer",)]
 
 

@@ -83,7 +83,7 @@ def test_a_run_comes_out_of_a_file_as_it_went_in(run: RecordedRun) -> None:
     assert unpack(pack(run, everyone=True, tour=tour)) == (run, tour)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(run=runs)
 def test_an_imported_run_plays_as_the_exported_one(run: RecordedRun) -> None:
     with SessionStore() as store:
@@ -95,7 +95,9 @@ def test_an_imported_run_plays_as_the_exported_one(run: RecordedRun) -> None:
         assert [t.text for t in again.recording.tokens] == [t.text for t in run.recording.tokens if t.request == 1]
         played, wanted = replay_frames(again.recording), replay_frames(run.recording)
         assert [frame["blocks"] for frame in played] == [frame["blocks"] for frame in wanted]
-        assert [frame["steps"] for frame in played][1:] == pytest.approx([frame["steps"] for frame in wanted][1:])
+        assert [[step[2:] for step in frame["steps"]] for frame in played] == [
+            [step[2:] for step in frame["steps"]] for frame in wanted
+        ]  # but for when they began: an excerpt has its time 0 with its request
         assert RunStore(store).find(RunQuery()).latencies.e2e_latency == []  # another machine's times
 
 
