@@ -243,6 +243,17 @@ def train(
     print(run_training(config, resume=resume, start=start))
 
 
+@app.command("record-tours", epilog="Example: playground record-tours prefix-hit")
+def record_tours_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Which tours; all of them if none is named.")] = None,
+) -> None:
+    """Record the guided tours of the Requests page anew, with the bundled models on this machine."""
+    from playground.ui.record_tours import record_tours
+
+    for path in record_tours(names=names or ()):
+        print(f"{path}: {path.stat().st_size / 1024:.1f} KiB")
+
+
 @app.command(epilog="Example: playground info --json")
 def info(as_json: JsonFlag = False) -> None:
     """Show versions, devices, CPU features, the kernels chosen here and why, and the bundled models."""

@@ -156,7 +156,8 @@ class RunFile(_Strict):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunFile":
-        for letter, events in zip("scbm", (self.steps, self.changes, self.blocks, self.samples), strict=True):
+        lists: tuple[list[Any], ...] = (self.steps, self.changes, self.blocks, self.samples)
+        for letter, events in zip("scbm", lists, strict=True):
             if self.order.count(letter) != len(events):
                 raise ValueError("its order names more or fewer events than it has")
         ids = [block[2] for block in self.blocks] + [block for one in self.start.requests for block in one[-1]]
@@ -224,6 +225,7 @@ def unpack(data: bytes) -> tuple[RecordedRun, Tour | None]:
         origin="imported",
         chat_id=None,
         chat_title=None,
+        question=None,
         message_id=None,
         config_id="",
         has_recording=True,
@@ -274,7 +276,7 @@ def _recording(content: RunFile) -> Recording:
         "s": iter([_step(values) for values in content.steps]),
         "c": iter([RequestEvent(*values) for values in content.changes]),
         "b": iter([BlockEvent(*values) for values in content.blocks]),
-        "m": iter([MemorySample(*values) for values in content.samples]),  # type: ignore[arg-type]
+        "m": iter([MemorySample(*values) for values in content.samples]),
     }
     events: list[LiveEvent] = [next(queues[letter]) for letter in content.order]
     facts = EngineFacts(**content.facts.model_dump())

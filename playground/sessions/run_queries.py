@@ -49,6 +49,7 @@ from playground.telemetry.recording import RecordedToken, Recording, excerpt
 recordings, segments, requests = table(EngineRecording), table(Segment), table(RecordedRequest)
 chats, messages, runs, configs, settings = table(Chat), table(Message), table(Run), table(RunConfig), table(Setting)
 tokens = table(Token)
+questions = messages.alias("question")
 RAW = {
     "step": table(RecordedStep),
     "request_event": table(RecordedChange),
@@ -230,12 +231,15 @@ def _listed() -> Select[Any]:
         select(
             *[column for column in requests.c if column.name != "gaps"],
             chats.c.title.label("chat_title"),
+            questions.c.content.label("question"),
             func.coalesce(recordings.c.origin, "here").label("origin"),
             _playable().label("has_recording"),
         )
         .select_from(requests)
         .outerjoin(chats, chats.c.id == requests.c.chat_id)
         .outerjoin(recordings, recordings.c.id == requests.c.recording_id)
+        .outerjoin(messages, messages.c.id == requests.c.message_id)
+        .outerjoin(questions, questions.c.id == messages.c.parent_id)
     )
 
 
@@ -273,7 +277,7 @@ def find_page(connection: Connection, wish: RunQuery) -> RunPage:
         )
     keys: dict[str, Any] = {
         "chat": func.lower(chats.c.title),
-        "prompt": func.lower(requests.c.prompt),
+        "prompt": func.lower(func.coalesce(questions.c.content, requests.c.prompt)),
         "time_to_first_token": requests.c.time_to_first_token_ns,
         "time_per_output_token": requests.c.time_per_output_token_ns,
         "acceptance": case(

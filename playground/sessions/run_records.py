@@ -47,6 +47,8 @@ class RequestInfo:
     model: str
     config_id: str
     prompt: str
+    question: str | None
+    """The chat's message that it answers; None for a request without a chat."""
     finish: Finish | None
     num_prompt_tokens: int | None
     num_output_tokens: int | None

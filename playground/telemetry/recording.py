@@ -65,8 +65,9 @@ def told_ns(event: LiveEvent) -> int:
 
 
 def shifted(event: LiveEvent, by_ns: int) -> LiveEvent:
-    """The event so much later."""
-    time_ns = event.time_ns + by_ns
+    """The event so much later, and not before time 0: a reading of the memory may be older than what it stands beside,
+    and a step may have begun before the request that joined it was told."""
+    time_ns = max(0, event.time_ns + by_ns)
     return event._replace(time_ns=time_ns)
 
 
@@ -87,7 +88,7 @@ def excerpt(recording: Recording, request_ids: Iterable[int]) -> Recording:
         state.apply(event)
     events = recording.events[first:last]
     # Time 0 is before all of them, because a state takes no news of blocks from before its beginning.
-    start_ns = min(event.time_ns for event in events) - 1
+    start_ns = min(event.time_ns for event in events if isinstance(event, BlockEvent | RequestEvent)) - 1
     snapshot = replace(state.snapshot(0), time_ns=0)
     moved = tuple(shifted(event, -start_ns) for event in events)
     return Recording(recording.facts, snapshot, moved, recording.tokens)

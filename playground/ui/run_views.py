@@ -1,4 +1,4 @@
-"""What the Requests page shows, as JSON values: rows, percentiles, one run with its waterfall. Pure: no gradio, no database.
+"""What the Requests page shows, as JSON values: rows, percentiles, one run with its waterfall. Pure.
 
 Numbers go as they are, in ms and bytes; the browser writes them (`static/core/format.js`). None is "not measured".
 """
@@ -23,7 +23,7 @@ QUANTITIES = (
     ("Between tokens", "inter_token_latency"),
     ("Whole request", "e2e_latency"),
 )
-BETWEEN = "Inter-token latency (ITL), measured: between one step that gave a request tokens and its next one. Each gap counts."
+BETWEEN = "Inter-token latency (ITL), measured: between one step that gave a request tokens and its next one."
 
 
 def row(info: RequestInfo) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def row(info: RequestInfo) -> dict[str, Any]:
         "origin": info.origin,
         "chat": info.chat_id,
         "title": info.chat_title,
-        "prompt": " ".join(info.prompt[: 4 * PROMPT_SHOWN].split())[:PROMPT_SHOWN],
+        "prompt": " ".join((info.question or info.prompt)[: 4 * PROMPT_SHOWN].split())[:PROMPT_SHOWN],
         "model": info.model,
         "config": info.config_id[:6],
         "prompt_tokens": info.num_prompt_tokens,

@@ -1,4 +1,4 @@
-"""What an engine told is in the database, plays again as it was seen live, and survives whatever happens to the file."""
+"""What an engine told is in the database, plays again as it was seen live, and survives what happens to it."""
 
 import sqlite3
 import threading
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event as sqlalchemy_event
 
 from playground import Engine, EngineConfig, SamplingParams
 from playground.engine.events import StepEvent
@@ -200,7 +201,7 @@ def test_what_cannot_be_stored_for_long_is_counted_and_never_shown_as_complete(
     monkeypatch.setattr("playground.sessions.recorder.MAX_PENDING_ROWS", 20)
     with SessionStore(tmp_path / "runs.db") as store, TelemetryHub(engine) as hub:
         live, start = hub.subscribe(), engine.kv_snapshot()
-        (generation,) = engine.generate(["a fox"], PARAMS)
+        generations = engine.generate(PROMPTS, PARAMS.model_copy(update={"max_tokens": 60}))  # more than fits a page
         threading.Event().wait(0.2)
         runs = RunStore(store)
         recording_id, config_id = runs.begin(created_ms=0, config={}, model="m", environment={}, facts=facts_of(engine))
@@ -208,17 +209,19 @@ def test_what_cannot_be_stored_for_long_is_counted_and_never_shown_as_complete(
             facts_of(engine), start, created_ms=0, config_id=config_id, model="m", tokenizer=engine.tokenizer
         )
         writer = _BatchWriter(runs, recording_id, script)
-        with closing(sqlite3.connect(store.path)) as file:
-            (size,) = file.execute("PRAGMA page_count").fetchone()
-        full = f"PRAGMA max_page_count={size}"  # the disk is full
-        store._write(lambda connection: connection.exec_driver_sql(full).fetchall())
+        limit = 1  # pages: SQLite then answers as on a full disk
+
+        @sqlalchemy_event.listens_for(store._engine, "checkout")
+        def _limit(connection: Any, _record: Any, _proxy: Any) -> None:
+            connection.execute(f"PRAGMA max_page_count={limit}")
+
         script.take(live.drain())
         lost = writer.write(last=True)
-        store._write(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count=1000000").fetchall())
+        limit = 1_000_000
         assert lost > 20
         writer.write(last=True)
-        (info,) = runs.find(RunQuery()).requests  # the request is there, its recording is not
-        assert (info.num_output_tokens, info.has_recording) == (len(generation.token_ids), False)
+        found = runs.find(RunQuery()).requests  # the requests are there, their recording is not
+        assert [(info.num_output_tokens, info.has_recording) for info in found] == [(60, False)] * len(generations)
 
 
 def test_rows_of_gaps_are_seconds_as_float32(store: SessionStore, engine: Engine) -> None:

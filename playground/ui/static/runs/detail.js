@@ -78,7 +78,7 @@
       el("div", { class: "stage" },
         el("div", { class: "text" }, el("section", { class: "spoken" }, el("h4", { text: "Prompt" }), el("p", { class: "prompt", text: answer.prompt || "(empty)" })), ...[answer.request, ...others].map(reply),
           el("div", { class: "legend" }, el("span", {}, el("i", { class: "accepted" }), "draft accepted"), el("span", {}, el("i", { class: "bonus" }), "bonus"), el("span", {}, el("i", { class: "rejected" }), "draft rejected"))),
-        el("div", { class: "panel" }, panel)));
+        el("div", { class: "seen" }, panel)));
     player.onChange(() => { fall.move(player.time); for (const text of texts.values()) text.draw(player.time); });
     const keys = (event) => {
       if (event.target.closest("input, select, textarea, button, canvas.map") || event.ctrlKey || event.metaKey || event.altKey || P.pages.current !== "requests") return;
