@@ -204,9 +204,7 @@ def add_reply(
     return message(connection, message_id)
 
 
-def grow_reply(
-    connection: Connection, chat_id: int, message_id: int, text: str, run: Mapping[str, Any]
-) -> MessageInfo:
+def grow_reply(connection: Connection, chat_id: int, message_id: int, text: str, run: Mapping[str, Any]) -> MessageInfo:
     """More of a reply that was added before it had ended."""
     require_chat(connection, chat_id)
     require_message(connection, chat_id, message_id)

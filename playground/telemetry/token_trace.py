@@ -1,8 +1,8 @@
 """Where each token of a reply came from: the caller's deltas and the engine's step events, joined by position.
 
-Deltas say which tokens a request kept and what is probable about them; steps say which of them were drafts, which drafts
-were refused before them, and when. Neither needs the other: the i-th token of the one is the i-th of the other. Pure,
-without threads or clocks; not thread-safe.
+Deltas say which tokens a request kept and how probable they were; steps say which of them were drafts, which drafts were
+refused before them, and when. The i-th token of the one is the i-th of the other. Pure, without threads or clocks; not
+thread-safe.
 """
 
 import base64
@@ -59,9 +59,7 @@ class _Mark(NamedTuple):
 class TokenTrace:
     """Follows one request (of one sample) from before it is sent until it has ended."""
 
-    def __init__(
-        self, request_id: int, tokenizer: Any, prompt_token_ids: Sequence[int], started_ns: int
-    ) -> None:
+    def __init__(self, request_id: int, tokenizer: Any, prompt_token_ids: Sequence[int], started_ns: int) -> None:
         """`started_ns`: when the request was sent, on the engine's clock (`perf_counter_ns`)."""
         self.request_id = request_id
         self.ended = False
@@ -213,8 +211,8 @@ def unpack(packed: Any) -> list[TracedToken]:
     try:
         data = zlib.decompressobj().decompress(base64.b85decode(packed), MAX_UNPACKED_BYTES)
         return [
-            TracedToken(*row[:6], tuple(row[6]), tuple((text, value) for text, value in row[7]))
-            for row in json.loads(data)
+            TracedToken._make((*head, tuple(rejected), tuple((text, value) for text, value in top)))
+            for *head, rejected, top in json.loads(data)
         ]
     except (ValueError, TypeError, IndexError, zlib.error):
         return []

@@ -25,7 +25,13 @@ def build(context: PageContext) -> None:
         "examples": EXAMPLES,
     }
     surface("mountStrip", "strip", config={"tiles": strip.tiles()})
-    sessions = surface("mountSessions", "sessions", events=("open", "new", "rename", "delete", "restore", "search"), config={"undo_seconds": UNDO_SECONDS}, live=True)
+    sessions = surface(
+        "mountSessions",
+        "sessions",
+        events=("open", "new", "rename", "delete", "restore", "search"),
+        config={"undo_seconds": UNDO_SECONDS},
+        live=True,
+    )
     with gr.Column(elem_id="chat"):
         with gr.Column(elem_id="conversation"):
             events = ("retry", "extend", "undo", "edit", "switch")
