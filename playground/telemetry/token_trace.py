@@ -1,8 +1,8 @@
 """Where each token of a reply came from: the caller's deltas and the engine's step events, joined by position.
 
-Deltas say which tokens a request kept and what is probable about them; steps say which of them were drafts, which drafts
-were refused before them, and when. Neither needs the other: the i-th token of the one is the i-th of the other. Pure,
-without threads or clocks; not thread-safe.
+Deltas say which tokens a request kept and how probable they were; steps say which of them were drafts, which drafts were
+refused before them, and when. The i-th token of the one is the i-th of the other. Pure, without threads or clocks; not
+thread-safe.
 """
 
 import base64
@@ -211,8 +211,8 @@ def unpack(packed: Any) -> list[TracedToken]:
     try:
         data = zlib.decompressobj().decompress(base64.b85decode(packed), MAX_UNPACKED_BYTES)
         return [
-            TracedToken(*row[:6], tuple(row[6]), tuple((text, value) for text, value in row[7]))
-            for row in json.loads(data)
+            TracedToken._make((*head, tuple(rejected), tuple((text, value) for text, value in top)))
+            for *head, rejected, top in json.loads(data)
         ]
     except (ValueError, TypeError, IndexError, zlib.error):
         return []

@@ -49,7 +49,7 @@ class ReplyKeeper:
         """What is stored among the metrics beside those of the engine."""
 
     def save(self, text: str, tokens: Sequence[TracedToken], metrics: Mapping[str, Any]) -> None:
-        """What there is so far, as "stopped". Skipped while the last saving is under way; its failure is only logged."""
+        """What there is so far, as "stopped". Skipped while the last saving is under way; a failure is only logged."""
         if not text or (self._saving is not None and not self._saving.done()):
             return
         self._settle()

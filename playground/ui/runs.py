@@ -1,8 +1,8 @@
 """Replies being written: one `ChatRun` a chat, owned here and not by a browser connection.
 
-A run follows its request on its own thread and stores what there is of the reply, every second while it grows and when it
-has ended, whatever ended it and whoever watches; so a closed tab, a reload, a cancelled handler or the end of the process
-cannot lose the partial text. Knows nothing of gradio.
+A run follows its request on its own thread and stores what there is of the reply, every second while it grows and when
+it has ended, whatever ended it and whoever watches; so a closed tab, a reload, a cancelled handler or the end of the
+process cannot lose the partial text. Knows nothing of gradio.
 """
 
 import logging

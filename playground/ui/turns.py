@@ -1,9 +1,8 @@
-"""What a user can do to a conversation: ask, retry, edit, continue, undo, go to another branch. Talks to the engine and the
-store, never to gradio.
+"""What a user can do to a conversation: ask, retry, edit, continue, undo, go to another branch.
 
-A question is stored as soon as the engine took it, a reply while it grows. Nothing is overwritten: retries, edits and
-continuations are branches of the saved chat; and what a tab asks for is refused where the chat has gone on since it was
-drawn there.
+Talks to the engine and the store, never to gradio. A question is stored as soon as the engine took it, a reply while it
+grows. Nothing is overwritten: retries, edits and continuations are branches of the saved chat; and what a tab asks for
+is refused where the chat has gone on since it was drawn there.
 """
 
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -152,7 +151,7 @@ class Turns:
         return self.runs.start(chat_id, make)
 
     def extend(self, chat_id: int, wish: Wish, owner: str, seen: int | None = None) -> ChatRun:
-        """Go on with the last reply where it was stopped, or cut off by its limit. The shorter one stays as a branch."""
+        """Go on with the last reply where it was stopped or cut off by its limit; the shorter one stays as a branch."""
         params = wish.params()
 
         def make() -> tuple[ChatRun, Keeper]:
@@ -267,7 +266,7 @@ class Turns:
         self._require(chat_id)
         self._store.set_system_prompt(chat_id, wish.system_prompt)
         engine = self._host.require()
-        beginning, ids = Beginning(), []
+        beginning, ids = Beginning(), list[int]()
         if continued is not None:
             beginning, ids = _beginning(continued, engine)
         fitted = fit(engine, wish.system_prompt, messages, params.max_tokens, ids)
@@ -289,5 +288,6 @@ def _beginning(reply: MessageInfo, engine: Engine) -> tuple[Beginning, list[int]
     if known and whole and reply.run.config.get("model") == engine.config.model:
         return Beginning(reply.content, tuple(tokens)), [token.token_id for token in tokens]
     content = reply.content.rstrip("\ufffd")
+    assert engine.tokenizer is not None, "a model without a tokenizer writes no text"
     ids = list(engine.tokenizer.encode(content, add_special_tokens=False))
     return Beginning(content, tuple(tokens) if known and whole else ()), ids

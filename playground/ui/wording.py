@@ -32,8 +32,8 @@ SPECULATION_TIP = (
     "What speculation did at the end of this reply, and why. Off may change from step to step; disabled is for good."
 )
 CONTINUED_TIP = (
-    "This reply goes on where an earlier one ended. The figures are those of the part that was written last; the earlier "
-    "part is kept as a version of its own."
+    "This reply goes on where an earlier one ended. The figures are those of the part that was written last; the "
+    "earlier part is kept as a version of its own."
 )
 
 Figure = tuple[str, str]

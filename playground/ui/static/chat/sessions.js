@@ -50,13 +50,14 @@
     };
 
     // A deleted chat can be brought back for some seconds.
-    const said = el("span");
+    const said = el("span", { title: "" });
     const bar = el("div", { class: "undo-bar", role: "status", hidden: true }, said, el("button", { type: "button", text: "Undo", onclick: () => { bar.hidden = true; fire("restore", { id: deleted.id, open: deleted.open, query: search.value }); } }));
-    document.getElementById("page").append(bar);
+    rows.after(bar);
     let [deleted, away] = [null, 0];
     const remove = (session) => {
       deleted = { id: session.id, open: session.id === P.state.chat };
-      said.textContent = `Chat deleted: ${session.title}`;
+      said.textContent = "Chat deleted";
+      said.title = session.title;
       bar.hidden = false;
       window.clearTimeout(away);
       away = window.setTimeout(() => { bar.hidden = true; }, config.undo_seconds * 1000);

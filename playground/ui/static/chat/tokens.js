@@ -7,8 +7,9 @@
   const STORED = "inference-playground.view";
   const [ID, TEXT, ORIGIN, STEP, TIME, LOGPROB, REJECTED, TOP] = [0, 1, 2, 3, 4, 5, 6, 7];
   const SLOW = 3; // times the median gap
-  const FULL_NATS = 5; // -log p of the thickest underline: p = 0.7 %
-  const THICKEST_PX = 6;
+  const SURE = 0.95; // such a probability has no underline
+  const FULL_NATS = 5; // -log p of the thickest one: p = 0.7 %
+  const [THINNEST_PX, THICKEST_PX] = [1, 6];
   const LEGEND_MS = 240;
   const KINDS = [
     ["text", "Text", "The reply as it reads, with its Markdown."],
@@ -65,7 +66,7 @@
       const row = rows[i];
       if (row[LOGPROB] === null) return "Probability: — (it was not asked for)";
       const rivals = row[TOP].map(([text, logprob]) => `${probability(logprob)}  ${quoted(text)}`);
-      return [`p = ${probability(row[LOGPROB])}, measured under the model's own distribution`, ...rivals].join("\n");
+      return [`Probability ${probability(row[LOGPROB])}, measured. The most probable in its place:`, ...rivals].join("\n");
     },
     timing: (rows, i, typical) => {
       const gap = gapBefore(rows, i);
@@ -89,7 +90,7 @@
     },
     confidence: (rows) => {
       if (!rows.some((row) => row[LOGPROB] !== null)) return [el("span", { text: "— Probabilities were not asked for when this was written; they are for replies that begin while this view is chosen." })];
-      return [...[0.9, 0.5, 0.1, 0.01].map((p) => { const key = mark("sure", P.written(format.percent(p)), `A token whose probability was ${P.written(format.percent(p))}: the less probable, the thicker the line.`); key.style.setProperty("--u", `${thickness(Math.log(p))}px`); return key; }), el("span", { text: "probability of the token; its rivals on hover" })];
+      return [...[0.9, 0.5, 0.1, 0.01].map((p) => { const key = mark("unsure", P.written(format.percent(p)), `A token whose probability was ${P.written(format.percent(p))}: the less probable, the thicker the line.`); key.style.setProperty("--u", `${thickness(Math.log(p))}px`); return key; }), el("span", { text: "probability of the token; its rivals on hover" })];
     },
     timing: (rows, view) => {
       if (!view.typical) return [el("span", { text: "— The gaps appear with the second step." })];
@@ -98,7 +99,7 @@
         el("span", { text: `median ${P.written(format.ms(view.typical))}, n = ${P.written(format.count(view.gaps))}, ${slow} marked` })];
     },
   };
-  const thickness = (logprob) => Math.min(1, -logprob / FULL_NATS) * THICKEST_PX;
+  const thickness = (logprob) => (logprob > Math.log(SURE) ? 0 : THINNEST_PX + Math.min(1, -logprob / FULL_NATS) * (THICKEST_PX - THINNEST_PX));
 
   // ---- the view of one reply ----
   P.TokenView = class {
@@ -170,7 +171,9 @@
     colour(span, i) {
       const logprob = this.rows[i][LOGPROB];
       const gap = gapBefore(this.rows, i);
-      span.style.setProperty("--u", `${logprob === null ? 0 : thickness(logprob).toFixed(1)}px`);
+      const line = logprob === null ? 0 : thickness(logprob);
+      span.classList.toggle("unsure", line > 0);
+      span.style.setProperty("--u", `${line.toFixed(1)}px`);
       span.classList.toggle("gap", gap !== null);
       if (gap === null) return;
       const slow = gap > SLOW * this.typical;
