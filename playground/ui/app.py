@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
+from starlette.routing import BaseRoute
 
+from playground.server import operations_routes
 from playground.sessions import SessionStore
 from playground.ui.components import page_head, surface
 from playground.ui.host import EngineHost
 from playground.ui.live_route import live_routes
+from playground.ui.machine_rates import MachineRatesFollower
 from playground.ui.pages import PAGES, PageContext
 from playground.ui.theme import theme
 from playground.ui.wording import PAGE_NAME
@@ -25,6 +28,8 @@ class App:
     demo: gr.Blocks
     host: EngineHost
     on_close: ExitStack
+    routes: list[BaseRoute]
+    """What is served beside the pages."""
 
     @property
     def launch_options(self) -> dict[str, Any]:
@@ -34,7 +39,7 @@ class App:
         return {
             "theme": theme(),
             "head": page_head(scripts, styles),
-            "app_kwargs": {"routes": live_routes(self.host)},
+            "app_kwargs": {"routes": self.routes},
             "ssr_mode": False,
             "run_history": False,
             "footer_links": [],
@@ -48,6 +53,9 @@ class App:
 def build_ui(host: EngineHost, store: SessionStore) -> App:
     on_close = ExitStack()
     on_close.callback(host.feed.close)  # ends the streams of every browser
+    operations, stop_counting = operations_routes(host)
+    on_close.callback(stop_counting)
+    on_close.callback(MachineRatesFollower(host).close)
     with gr.Blocks(title=PAGE_NAME, analytics_enabled=False, fill_width=True) as demo:
         context = PageContext(demo, host, store, on_close)
         names = [{"name": page.name, "title": page.title} for page in PAGES]
@@ -57,4 +65,4 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
                 with gr.Column(elem_id=f"page-{page.name}", elem_classes="page"):
                     page.build(context)
     demo.queue(max_size=None)
-    return App(demo, host, on_close)
+    return App(demo, host, on_close, [*live_routes(host), *operations])

@@ -20,6 +20,7 @@ from playground.engine.events import EventStream
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats
 from playground.errors import ConfigError, PlaygroundError, RequestError
+from playground.models.config import DecoderConfig
 from playground.telemetry import FrameFeed, TelemetryHub
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ class _Nothing:
 
     def __init__(self) -> None:
         self.config = EngineConfig()
+        self.model_config: DecoderConfig | None = None
         self.events = EventStream()
 
     def stats(self) -> EngineStats:
