@@ -17,6 +17,7 @@ from playground.ui.host import EngineHost
 from playground.ui.live_route import live_routes
 from playground.ui.machine_rates import MachineRatesFollower
 from playground.ui.pages import PAGES, PageContext
+from playground.ui.space import answer_once, for_gpu, on_zero_gpu
 from playground.ui.theme import theme
 from playground.ui.wording import PAGE_NAME
 
@@ -64,5 +65,7 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
             for page in PAGES:
                 with gr.Column(elem_id=f"page-{page.name}", elem_classes="page"):
                     page.build(context)
+        if on_zero_gpu():
+            gr.api(for_gpu(answer_once), api_name="answer_once")
     demo.queue(max_size=None)
     return App(demo, host, on_close, [*live_routes(host), *operations])
