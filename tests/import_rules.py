@@ -21,7 +21,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"playground.info"}),
     frozenset({"playground.compression", "playground.telemetry"}),
     frozenset({"playground.bench", "playground.sessions"}),
-    frozenset({"playground.ui", "playground.server"}),
+    frozenset({"playground.server"}),
+    frozenset({"playground.ui"}),
     frozenset({"playground.cli", "app"}),
     frozenset({"playground.__main__"}),
 )

@@ -20,6 +20,8 @@ RUN_COMMAND = "pip install -e . && python app.py"
 TEST_COMMAND = 'pip install -e ".[test]" && pytest'
 # Import name of a distribution, where it is another.
 IMPORT_NAMES = {"nvidia-ml-py": "pynvml"}
+# There on the one platform that it is of use on, and looked for nowhere else.
+OF_THE_PLATFORM = {"spaces"}
 
 
 def requirement_lines(text: str) -> list[str]:
@@ -49,7 +51,7 @@ def test_every_library_that_the_code_imports_is_a_declared_dependency() -> None:
         for module, source in tree.items()
         for library in {name.split(".")[0] for name, _ in imports_of(module, source, set(tree))}
         if library not in sys.stdlib_module_names
-        and library not in own
+        and library not in own | OF_THE_PLATFORM
         and library.lower() not in declared_imports
         and carried.get(library) not in declared
     }

@@ -459,6 +459,7 @@ class EngineCore:
             prefix_cache_hit_rate=scheduler.prefix_tokens_hit / queried if queried else None,
             memory_weights_bytes=base.memory_weights_bytes,
             memory_kv_bytes=base.memory_kv_bytes,
+            step_weights_bytes=base.step_weights_bytes,
             steps=self._num_steps,
             **prefix_stats(scheduler),
         )

@@ -58,7 +58,7 @@ from playground.models.kv_cache import KVCache, kv_dtype
 from playground.models.layers import AttentionName
 from playground.models.loader import LoadedModel, load_model, read_config, resolve_model_path
 from playground.models.tokenizer import check_vocabulary, load_tokenizer
-from playground.models.weights import OnProgress
+from playground.models.weights import OnProgress, step_weights_nbytes
 from playground.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,7 @@ class Engine:
             kv_block_size=block_size,
             memory_weights_bytes=loaded.weights_bytes + (draft.weights_bytes if draft is not None else 0),
             memory_kv_bytes=sum(cache.nbytes for cache in (kv_cache, draft_kv) if cache is not None),
+            step_weights_bytes=step_weights_nbytes(loaded.model.weights),
         )
         # On the CPU a launch is the work itself, so that there is nothing to overlap with.
         overlap = device.type == "cuda"

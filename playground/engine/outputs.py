@@ -162,4 +162,6 @@ class EngineStats:
     acceptance_rate: float | None = None
     memory_weights_bytes: int = 0
     memory_kv_bytes: int = 0
+    step_weights_bytes: int = 0
+    """Weights that every step of the model reads: all of it but the table of embeddings, and not a draft model's."""
     steps: int = 0

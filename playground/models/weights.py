@@ -243,6 +243,11 @@ def weights_nbytes(weights: DecoderWeights) -> int:
     return _nbytes([*tables, *linears], [weights.final_norm]) + sum(layer_nbytes(layer) for layer in weights.layers)
 
 
+def step_weights_nbytes(weights: DecoderWeights) -> int:
+    """Bytes of the weights that every step reads: the tables of embeddings and positions are only looked up in."""
+    return _nbytes([weights.head], [weights.final_norm]) + sum(layer_nbytes(layer) for layer in weights.layers)
+
+
 def layer_nbytes(layer: Layer) -> int:
     """Bytes of the weights of one layer."""
     norms = [layer.mlp_norm] if layer.attn_norm is None else [layer.attn_norm, layer.mlp_norm]

@@ -15,6 +15,7 @@ from playground.engine.events import Subscription
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats, Generation
 from playground.errors import PlaygroundError
+from playground.models.config import DecoderConfig
 from playground.sessions.errors import StorageError
 from playground.sessions.run_store import RunStore
 from playground.sessions.transcriber import Batch, Note, Transcriber
@@ -39,6 +40,9 @@ class RecordedEngine(Protocol):
 
     @property
     def config(self) -> EngineConfig: ...
+
+    @property
+    def model_config(self) -> DecoderConfig | None: ...
 
     def stats(self) -> EngineStats: ...
 

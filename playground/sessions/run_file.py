@@ -294,6 +294,7 @@ def _values(event: LiveEvent, only: int | None) -> tuple[str, list[Any]]:
         return "c", list(event[: len(RequestEvent._fields) - 1])
     if isinstance(event, BlockEvent):
         return "b", list(event)
+    assert isinstance(event, MemorySample), "nothing else is recorded"
     return "m", [event.time_ns, event.source, event.used_bytes, event.total_bytes, event.reserved_bytes]
 
 

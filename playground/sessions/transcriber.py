@@ -17,6 +17,7 @@ from playground.engine.token_text import TextStream, text_stream
 from playground.sessions.codec import canonical_json, clean_text, split_metrics
 from playground.sessions.rows import Row, event_row, row_bytes, snapshot_json, step_tokens
 from playground.telemetry.frames import EngineFacts, LiveEvent, LiveState
+from playground.telemetry.gpu import GpuSample
 from playground.telemetry.rates import NS_PER_S
 from playground.telemetry.recording import RecordedToken, shifted, told_ns
 
@@ -107,6 +108,8 @@ class Transcriber:
 
     def take(self, events: Sequence[LiveEvent]) -> None:
         for event in events:
+            if isinstance(event, GpuSample):  # a recording holds what the engine did, and what memory it took
+                continue
             if self._segment is None and (self._open or _begins_run(event)):
                 self._begin(event.time_ns)
             if isinstance(event, RequestEvent):

@@ -12,16 +12,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from playground.config import EngineConfig
 from playground.engine.events import Subscription
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats
 from playground.errors import PlaygroundError
+from playground.telemetry.ceilings import MachineRates
 from playground.telemetry.frames import EngineFacts, Frame, LiveState
 from playground.telemetry.hub import TelemetryHub
 from playground.telemetry.pace import pause
+from playground.telemetry.roofline import ModelWork, model_work
+
+if TYPE_CHECKING:
+    from playground.models.config import DecoderConfig
 
 QUEUED_FRAMES = 12
 FULL_SECONDS = 10.0
@@ -42,14 +49,20 @@ class FramedEngine(Protocol):
     @property
     def config(self) -> EngineConfig: ...
 
+    @property
+    def model_config(self) -> "DecoderConfig | None":
+        """None where no model is loaded."""
+
     def stats(self) -> EngineStats: ...
 
     def kv_snapshot(self) -> KVSnapshot: ...
 
 
-def facts_of(engine: FramedEngine) -> EngineFacts:
+def facts_of(engine: FramedEngine, rates: MachineRates | None = None) -> EngineFacts:
+    """`rates` are those of the engine's device, where they have been measured."""
     stats, config = engine.stats(), engine.config
     num_blocks = stats.kv_blocks_total
+    work = work_of(engine)
     return EngineFacts(
         model=config.model or "",
         num_blocks=num_blocks,
@@ -59,7 +72,35 @@ def facts_of(engine: FramedEngine) -> EngineFacts:
         max_num_seqs=config.max_num_seqs,
         max_model_len=config.max_model_len or 0,
         speculation=config.speculation.method if config.speculation is not None else None,
+        draft_tree=config.speculation is not None and config.speculation.tree_width > 1,
+        draft_kv_bytes_per_token=_draft_kv_bytes(config) if num_blocks else 0,
+        work=work,
+        ceilings=None if rates is None or work is None else rates.ceilings(work.weights_bytes),
     )
+
+
+def work_of(engine: FramedEngine) -> ModelWork | None:
+    """The coefficients of the engine's model; None while no model is loaded."""
+    from playground.models.kv_cache import kv_dtype  # torch, which reading a recording does without
+
+    stats, config, model = engine.stats(), engine.config, engine.model_config
+    if model is None:
+        return None
+    kv_bytes = model.kv_bytes_per_token(kv_dtype(config.kv_cache_dtype)) if stats.kv_blocks_total else 0
+    return model_work(model, stats.step_weights_bytes, kv_bytes)
+
+
+def _draft_kv_bytes(config: EngineConfig) -> int | None:
+    """Of the KV that a draft model or head keeps beside the model's."""
+    from playground.models.kv_cache import kv_dtype
+    from playground.models.loader import read_config
+
+    if config.speculation is None or config.draft_model is None:
+        return 0
+    try:
+        return read_config(Path(config.draft_model)).kv_bytes_per_token(kv_dtype(config.kv_cache_dtype))
+    except PlaygroundError:
+        return None
 
 
 class FrameReader:
@@ -121,6 +162,7 @@ class FrameFeed:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._rates: tuple[FramedEngine, MachineRates] | None = None
         self.num_frames = 0
         """Frames built so far, for all readers together."""
 
@@ -154,6 +196,16 @@ class FrameFeed:
             if self._readers and not self._closed:
                 self._start()
 
+    def know_rates(self, engine: FramedEngine, rates: MachineRates) -> None:
+        """What was measured on the device of `engine`, which is watched now or soon."""
+        self._rates = (engine, rates)
+        self._wake.set()
+
+    def rates_of(self, engine: FramedEngine) -> MachineRates | None:
+        """What is known of the device of `engine`."""
+        known = self._rates
+        return known[1] if known is not None and known[0] is engine else None
+
     def close(self) -> None:
         """End the thread and all readers. May be called twice."""
         with self._lock:
@@ -180,7 +232,7 @@ class FrameFeed:
     def _run(self, engine: FramedEngine, hub: TelemetryHub) -> None:
         events = hub.subscribe(ready=self._wake)
         try:
-            self._build(_Builder(engine, hub, events))
+            self._build(_Builder(engine, hub, events, partial(self.rates_of, engine)))
         except PlaygroundError as error:  # the engine was closed while it was being read
             logger.debug("The live frames end: %s", error)
         except Exception:
@@ -225,11 +277,19 @@ class FrameFeed:
 class _Builder:
     """Feeds one engine's events to a `LiveState` and cuts its frames."""
 
-    def __init__(self, engine: FramedEngine, hub: TelemetryHub, events: Subscription) -> None:
+    def __init__(
+        self,
+        engine: FramedEngine,
+        hub: TelemetryHub,
+        events: Subscription,
+        read_rates: Callable[[], MachineRates | None],
+    ) -> None:
         self._engine = engine
         self._hub = hub
         self._events = events
-        self._state = LiveState(facts_of(engine), time.perf_counter_ns())
+        self._read_rates = read_rates
+        self._rates = read_rates()
+        self._state = LiveState(facts_of(engine, self._rates), time.perf_counter_ns())
         self._state.resync(engine.kv_snapshot())
         self._lost_before = self._num_lost
         self._full_at = time.monotonic() + FULL_SECONDS
@@ -253,20 +313,30 @@ class _Builder:
         if resynced:
             self._state.num_dropped = num_lost
             self._state.resync(self._engine.kv_snapshot())
-        moving = self.is_moving
-        if not events and not moving and not self._was_moving:
+        moving, rates = self.is_moving, self._read_rates()
+        measured = rates is not self._rates
+        if measured:
+            self._rates = rates
+            self._state.facts = facts_of(self._engine, rates)
+        if not events and not moving and not self._was_moving and not measured:
             return None
         self._was_moving = moving  # the frame after the last movement shows the rest
-        self._state.apply(self._hub.memory())
-        full = time.monotonic() >= self._full_at or resynced
+        self._read_samples()
+        full = time.monotonic() >= self._full_at or resynced or measured
         if full:
             self._full_at = time.monotonic() + FULL_SECONDS
         return self._state.frame(time.perf_counter_ns(), full=full, final=not moving)
 
     def opening(self) -> Frame:
         """Where a new reader starts."""
-        self._state.apply(self._hub.memory())
+        self._read_samples()
         return self._state.opening(time.perf_counter_ns())
+
+    def _read_samples(self) -> None:
+        self._state.apply(self._hub.memory())
+        gpu = self._hub.gpu()
+        if gpu is not None:
+            self._state.apply(gpu)
 
 
 def _written(frame: Frame) -> str:

@@ -34,12 +34,15 @@ from typing import Any, NamedTuple
 from playground.engine.block_pool import NULL_BLOCK
 from playground.engine.events import BlockEvent, Event, RequestEvent, ScheduledSlice, StepEvent
 from playground.engine.kv_snapshot import KVSnapshot, RequestBlocks
+from playground.engine.speculation.formula import expected_tokens
 from playground.telemetry.definitions import ACCEPTANCE_WINDOW_SECONDS, LATENCY_WINDOW_SECONDS
+from playground.telemetry.gpu import GpuSample
 from playground.telemetry.memory import MemorySample, MemorySource
 from playground.telemetry.rates import NS_PER_S, FirstTokenTimes, RollingRates
+from playground.telemetry.roofline import Ceilings, ModelWork, Share, Work
 
 Frame = dict[str, Any]
-LiveEvent = Event | MemorySample
+LiveEvent = Event | MemorySample | GpuSample
 
 SAMPLES_PER_SECOND = 4
 MAX_STEPS = 128
@@ -70,6 +73,21 @@ class EngineFacts:
     max_model_len: int = 0
     speculation: str | None = None
     """The method, or None where no drafts are made."""
+    draft_tree: bool = False
+    """Whether drafts branch, which the formula of the expected tokens is not for."""
+    draft_kv_bytes_per_token: float | None = 0
+    """What the KV of one token takes beside the model's own, by its draft model's shape; None: not known."""
+    work: ModelWork | None = None
+    ceilings: Ceilings | None = None
+    """None: not measured."""
+
+    def __post_init__(self) -> None:
+        """What was written as JSON comes back as plain objects."""
+        if isinstance(self.work, dict):
+            windows = tuple((window, count) for window, count in self.work["windows"])
+            object.__setattr__(self, "work", ModelWork(**{**self.work, "windows": windows}))
+        if isinstance(self.ceilings, dict):
+            object.__setattr__(self, "ceilings", Ceilings(**self.ceilings))
 
 
 class RequestRow(NamedTuple):
@@ -92,6 +110,9 @@ class RequestRow(NamedTuple):
     preemptions: int
     reason: str | None
     """Why it finished, or was preempted."""
+    prompt_flops: float | None = None
+    """What its prompt, less the cached tokens, takes to read alone in one step: see `telemetry.roofline`."""
+    prompt_bytes: float | None = None
 
 
 class SliceRow(NamedTuple):
@@ -129,6 +150,9 @@ class StepRow(NamedTuple):
     kv_tokens: int
     """Tokens that its queries could see, summed over the requests: what attention had to read."""
     slices: list[SliceRow]
+    flops: float | None = None
+    """What its forward had to do at least, drafting left out: see `telemetry.roofline`."""
+    moved_bytes: float | None = None
 
 
 class SampleRow(NamedTuple):
@@ -157,6 +181,18 @@ class SampleRow(NamedTuple):
     """On a GPU: what this process took from the device for its tensors."""
     memory_source: MemorySource | None
     step: int
+    num_verified: int = 0
+    """Requests' steps that verified drafts, of those that `acceptance` is of."""
+    verify_tokens: float | None = None
+    """Tokens that came out of each of them on average."""
+    verify_expected: float | None = None
+    """What (1 - α^(K+1)) / (1 - α) gives for them, α the share of drafts accepted of those that were looked at."""
+    gpu_busy: float | None = None
+    gpu_power_w: float | None = None
+    gpu_power_limit_w: float | None = None
+    gpu_clock_mhz: float | None = None
+    gpu_clock_limit_mhz: float | None = None
+    gpu_slowed: bool | None = None
 
 
 COLUMNS: dict[str, list[str]] = {
@@ -248,7 +284,9 @@ class LiveState:
         self._first_tokens = FirstTokenTimes()
         self._gaps: deque[tuple[int, int]] = deque(maxlen=MAX_GAPS)  # when it ended, how long it was
         self._drafts: deque[tuple[int, int, int]] = deque()  # when the step ended, drafts, accepted
+        self._verified: deque[tuple[int, int, int, int]] = deque()  # its end, drafts, accepted, tokens emitted
         self._memory: MemorySample | None = None
+        self._gpu: GpuSample | None = None
         self._last_step = 0
         # What the next frame has to tell.
         self._seq = 0
@@ -298,6 +336,8 @@ class LiveState:
             self._apply_step(event)
         elif isinstance(event, RequestEvent):
             self._apply_request(event)
+        elif isinstance(event, GpuSample):
+            self._gpu = event
         else:
             self._memory = event
 
@@ -366,6 +406,7 @@ class LiveState:
         if event.num_draft_tokens:
             self._drafts.append((ended_ns, event.num_draft_tokens, event.num_accepted_tokens))
         self._last_step = event.step
+        work = None if self.facts.work is None else self.facts.work.step(map(_share, slices))
         row = StepRow(
             step=event.step,
             start_ms=self._ms(event.time_ns),
@@ -385,6 +426,8 @@ class LiveState:
             preempted=event.num_preempted,
             kv_tokens=sum(one.start + one.tokens for one in slices),
             slices=slices,
+            flops=work and work.flops,
+            moved_bytes=work and work.moved_bytes,
         )
         self._steps.append(row)
         self._new_steps.append(row)
@@ -409,6 +452,8 @@ class LiveState:
             if sequence.last_emitted_ns is not None:
                 self._gaps.append((ended_ns, ended_ns - sequence.last_emitted_ns))
             sequence.last_emitted_ns = ended_ns
+        if num_drafts and one.num_emitted:
+            self._verified.append((ended_ns, num_drafts, len(one.accepted_drafts), one.num_emitted))
         self._changed_requests.add(one.request_id)
         return SliceRow(
             one.request_id,
@@ -577,6 +622,7 @@ class LiveState:
         return runs
 
     def _row(self, one: _Sequence) -> RequestRow:
+        work = self._prompt_work(one)
         return RequestRow(
             one.id,
             one.state,
@@ -591,16 +637,25 @@ class LiveState:
             one.num_computed,
             one.num_preemptions,
             one.reason,
+            work and work.flops,
+            work and work.moved_bytes,
         )
+
+    def _prompt_work(self, one: _Sequence) -> Work | None:
+        tokens = one.num_prompt - one.num_cached
+        if self.facts.work is None or tokens < 1:
+            return None
+        return self.facts.work.prompt(one.num_cached, tokens)
 
     def _sample(self, now_ns: int) -> SampleRow:
         generated, prompt = self._rates.read(now_ns)
         first_token = self._first_tokens.latest_seconds
         gaps = self._recent_gaps(now_ns)
         num_drafts, num_accepted = self._recent_drafts()
+        num_verified, tokens, expected = self._recent_verified()
         paged = self.facts.num_blocks > 0
         states = [sequence.state for sequence in self._sequences.values()]
-        memory = self._memory
+        memory, gpu = self._memory, self._gpu
         return SampleRow(
             self._ms(now_ns),
             _rounded(generated),
@@ -622,6 +677,10 @@ class LiveState:
             memory.reserved_bytes if memory else None,
             memory.source if memory else None,
             self._last_step,
+            num_verified,
+            _rounded(tokens),
+            _rounded(expected),
+            *((None,) * 6 if gpu is None else gpu[1:]),
         )
 
     def _recent_gaps(self, now_ns: int) -> list[float]:
@@ -638,6 +697,21 @@ class LiveState:
             self._drafts.popleft()
         return sum(drafts for _, drafts, _ in self._drafts), sum(accepted for _, _, accepted in self._drafts)
 
+    def _recent_verified(self) -> tuple[int, float | None, float | None]:
+        """How many verifications the same window has, the tokens each gave, and what the formula expects of each."""
+        oldest = self._verified[-1][0] - round(ACCEPTANCE_WINDOW_SECONDS * NS_PER_S) if self._verified else 0
+        while self._verified and self._verified[0][0] <= oldest:
+            self._verified.popleft()
+        count = len(self._verified)
+        if not count:
+            return 0, None, None
+        tokens = sum(emitted for *_, emitted in self._verified) / count
+        if self.facts.draft_tree:
+            return count, tokens, None
+        looked_at = sum(min(accepted + 1, drafts) for _, drafts, accepted, _ in self._verified)
+        rate = sum(accepted for _, _, accepted, _ in self._verified) / looked_at
+        return count, tokens, sum(expected_tokens(rate, drafts) for _, drafts, _, _ in self._verified) / count
+
     def _forget(self, now_ns: int) -> None:
         """Let go of requests that ended long ago."""
         ended = [s for s in self._sequences.values() if s.ended_ns is not None and not s.table]
@@ -652,6 +726,10 @@ class LiveState:
 
     def _ms_or_none(self, time_ns: int | None) -> float | None:
         return None if time_ns is None else self._ms(time_ns)
+
+
+def _share(one: SliceRow) -> Share:
+    return Share(one.start, one.tokens, one.drafts + 1 if one.emitted else 0)
 
 
 def _ms(duration_ns: int) -> float:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from playground.engine.events import Event, EventStream, RequestEvent, StepEvent, Subscription
 from playground.engine.outputs import EngineStats
+from playground.telemetry.gpu import GpuSample, GpuSampler
 from playground.telemetry.memory import MemoryReading, MemorySample, MemorySampler
 from playground.telemetry.rates import FirstTokenTimes, RollingRates
 from playground.telemetry.snapshot import HeadlineFrame
@@ -51,6 +52,7 @@ class TelemetryHub:
         self._last_stats = EngineStats()
         self._reading = MemoryReading("process")
         self._read_at_ns = 0
+        self._gpu: GpuSample | None = None
         self._out = EventStream()
         self._source: Subscription | None = None
         self._thread: threading.Thread | None = None
@@ -113,6 +115,11 @@ class TelemetryHub:
             reading, time_ns = self._reading, self._read_at_ns
         return MemorySample(time_ns, reading.source, reading.used_bytes, reading.total_bytes, reading.reserved_bytes)
 
+    def gpu(self) -> GpuSample | None:
+        """The latest reading of the GPU; None without one, or without NVML."""
+        with self._lock:
+            return self._gpu
+
     @property
     def num_events_dropped(self) -> int:
         """Events that the engine emitted and the hub was too slow to take."""
@@ -154,20 +161,21 @@ class TelemetryHub:
         return self._last_stats
 
     def _run(self, source: Subscription) -> None:
-        memory = MemorySampler(self._device)
+        memory, gpu = MemorySampler(self._device), GpuSampler(self._device)
         next_memory = 0.0
         while not self._stopping.is_set():
             if source.wait(IDLE_WAIT_SECONDS):
                 self._stopping.wait(DRAIN_SECONDS)  # let events gather: one lock for many
                 self._take(source.drain())
             if time.monotonic() >= next_memory:
-                reading = memory.sample()
+                reading, load = memory.sample(), gpu.sample()
                 with self._lock:
-                    self._reading, self._read_at_ns = reading, time.perf_counter_ns()
+                    self._reading, self._read_at_ns, self._gpu = reading, time.perf_counter_ns(), load
                 next_memory = time.monotonic() + MEMORY_SECONDS
         self._engine.events.unsubscribe(source)
         self._take(source.drain())
         memory.close()
+        gpu.close()
 
     def _take(self, events: list[Event]) -> None:
         with self._lock:

@@ -1,17 +1,17 @@
 """Memory in use, always with where the figure comes from: the GPU's driver, the CUDA runtime, or this process.
 
-Never imports NVML or torch when it is imported, and never raises: what cannot be read is None. NVML is asked by the
-GPU's UUID, since its own numbering ignores CUDA_VISIBLE_DEVICES.
+Never imports NVML or torch when it is imported, and never raises: what cannot be read is None.
 """
 
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import psutil
 
 from playground.telemetry.definitions import Definition, define
+from playground.telemetry.nvml import NvmlDevice, cuda_index
 
 MemorySource = Literal["process", "nvml", "torch"]
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -52,11 +52,8 @@ class MemorySampler:
     def __init__(self, device: str = "cpu") -> None:
         self._process = psutil.Process()
         self._process_total = _memory_limit()
-        self._cuda_index = _cuda_index(device)
-        self._nvml: Any = None
-        self._handle: Any = None
-        if self._cuda_index is not None:
-            self._open_nvml(self._cuda_index)
+        self._cuda_index = cuda_index(device)
+        self._gpu = None if self._cuda_index is None else NvmlDevice.open(self._cuda_index)
 
     def sample(self) -> MemoryReading:
         """The best reading there is now."""
@@ -80,31 +77,15 @@ class MemorySampler:
 
     def close(self) -> None:
         """Let go of NVML."""
-        if self._nvml is not None:
-            with contextlib.suppress(Exception):
-                self._nvml.nvmlShutdown()
-        self._nvml = self._handle = None
-
-    def _open_nvml(self, index: int) -> None:
-        """Find this CUDA device's NVML handle; without a driver, library or permission there is none."""
-        try:
-            import pynvml
-            import torch
-
-            pynvml.nvmlInit()
-            self._nvml = pynvml
-            self._handle = pynvml.nvmlDeviceGetHandleByUUID(_nvml_uuid(torch.cuda.get_device_properties(index).uuid))
-        except Exception:  # NVML raises its own classes, torch RuntimeError, a missing library OSError
-            self.close()
+        if self._gpu is not None:
+            self._gpu.close()
+        self._gpu = None
 
     def _from_nvml(self) -> MemoryReading | None:
-        if self._handle is None:
+        memory = None if self._gpu is None else self._gpu.ask("nvmlDeviceGetMemoryInfo")
+        if memory is None:
             return None
-        try:
-            memory = self._nvml.nvmlDeviceGetMemoryInfo(self._handle)
-            return MemoryReading("nvml", int(memory.used), int(memory.total), self._reserved())
-        except Exception:  # a GPU that fell off the bus, or a driver reloaded underneath
-            return None
+        return MemoryReading("nvml", int(memory.used), int(memory.total), self._reserved())
 
     def _from_torch(self, index: int) -> MemoryReading | None:
         try:
@@ -122,20 +103,6 @@ class MemorySampler:
             return int(torch.cuda.memory_reserved(self._cuda_index))
         except Exception:
             return None
-
-
-def _cuda_index(device: str) -> int | None:
-    """The CUDA device's number in this process; None for other devices."""
-    kind, _, number = str(device).partition(":")
-    if kind != "cuda":
-        return None
-    return int(number) if number.isdecimal() else 0
-
-
-def _nvml_uuid(uuid: object) -> str:
-    """NVML names a GPU "GPU-<uuid>"; torch gives the bare uuid."""
-    text = str(uuid)
-    return text if text.startswith(("GPU-", "MIG-")) else f"GPU-{text}"
 
 
 def _memory_limit() -> int | None:

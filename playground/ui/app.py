@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 from starlette.routing import BaseRoute
 
+from playground.server import operations_routes
 from playground.sessions import SessionStore
 from playground.sessions.recorder import RunRecorder
 from playground.sessions.run_store import RunStore
@@ -17,7 +18,9 @@ from playground.ui.components import page_head, surface
 from playground.ui.environment import describe
 from playground.ui.host import EngineHost, Serving
 from playground.ui.live_route import live_routes
+from playground.ui.machine_rates import MachineRatesFollower
 from playground.ui.pages import PAGES, PageContext
+from playground.ui.space import answer_once, for_gpu, on_zero_gpu
 from playground.ui.theme import theme
 from playground.ui.wording import PAGE_NAME, model_name
 
@@ -28,8 +31,9 @@ class App:
 
     demo: gr.Blocks
     host: EngineHost
-    routes: list[BaseRoute]
     on_close: ExitStack
+    routes: list[BaseRoute]
+    """What is served beside the pages."""
 
     @property
     def launch_options(self) -> dict[str, Any]:
@@ -39,7 +43,7 @@ class App:
         return {
             "theme": theme(),
             "head": page_head(scripts, styles),
-            "app_kwargs": {"routes": [*live_routes(self.host), *self.routes]},
+            "app_kwargs": {"routes": self.routes},
             "ssr_mode": False,
             "run_history": False,
             "footer_links": [],
@@ -53,6 +57,9 @@ class App:
 def build_ui(host: EngineHost, store: SessionStore) -> App:
     on_close = ExitStack()
     on_close.callback(host.feed.close)  # ends the streams of every browser
+    operations, stop_counting = operations_routes(host)
+    on_close.callback(stop_counting)
+    on_close.callback(MachineRatesFollower(host).close)
     with gr.Blocks(title=PAGE_NAME, analytics_enabled=False, fill_width=True) as demo:
         context = PageContext(demo, host, store, _recorder(host, store, on_close), [], on_close)
         names = [{"name": page.name, "title": page.title} for page in PAGES]
@@ -61,10 +68,12 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
             for page in PAGES:
                 with gr.Column(elem_id=f"page-{page.name}", elem_classes="page"):
                     page.build(context)
+        if on_zero_gpu():
+            gr.api(for_gpu(answer_once), api_name="answer_once")
     # After the pages' own: what their replies became is told before the engine's recording ends.
     host.follow(leaves=lambda serving: context.recorder.leave(serving.engine))
     demo.queue(max_size=None)
-    return App(demo, host, context.routes, on_close)
+    return App(demo, host, on_close, [*live_routes(host), *operations, *context.routes])
 
 
 def _recorder(host: EngineHost, store: SessionStore, on_close: ExitStack) -> RunRecorder:

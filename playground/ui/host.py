@@ -21,6 +21,7 @@ from playground.engine.events import EventStream
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats
 from playground.errors import ConfigError, PlaygroundError, RequestError, out_of_memory
+from playground.models.config import DecoderConfig
 from playground.telemetry import FrameFeed, TelemetryHub
 from playground.telemetry.memory_model import Prediction
 from playground.ui import fit
@@ -121,6 +122,7 @@ class _Nothing:
 
     def __init__(self) -> None:
         self.config = EngineConfig()
+        self.model_config: DecoderConfig | None = None
         self.events = EventStream()
 
     def stats(self) -> EngineStats:

@@ -22,6 +22,7 @@ import typer
 
 from playground.config import EngineConfig, SpeculationConfig
 from playground.errors import ConfigError, PlaygroundError
+from playground.ui.space import on_zero_gpu
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 7860
@@ -55,7 +56,7 @@ class ServeOptions:
             model=self.model,
             draft_model=self.draft_model,
             speculation=self._speculation(),
-            device=self.device,
+            device="cpu" if self.device == "auto" and on_zero_gpu() else self.device,
             dtype=self.dtype,  # type: ignore[arg-type]  # EngineConfig judges it
             prefix_cache_dir=self.prefix_cache_dir,
             quantization=self.quantization,

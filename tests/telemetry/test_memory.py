@@ -4,7 +4,8 @@ import psutil
 import pytest
 import torch
 
-from playground.telemetry.memory import MemorySampler, _nvml_uuid
+from playground.telemetry.memory import MemorySampler
+from playground.telemetry.nvml import nvml_uuid
 
 needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="checks the fallback on a machine without a GPU")
 
@@ -55,6 +56,6 @@ def test_the_gpu_reading_is_of_this_gpu_and_agrees_with_the_cuda_runtime():
 
 
 def test_a_gpu_is_asked_for_by_the_name_its_driver_uses():
-    assert _nvml_uuid("12ab") == "GPU-12ab"
-    assert _nvml_uuid("GPU-12ab") == "GPU-12ab"
-    assert _nvml_uuid("MIG-12ab") == "MIG-12ab"
+    assert nvml_uuid("12ab") == "GPU-12ab"
+    assert nvml_uuid("GPU-12ab") == "GPU-12ab"
+    assert nvml_uuid("MIG-12ab") == "MIG-12ab"

@@ -13,7 +13,7 @@ from playground.ui.settings import DEFAULTS, PRESETS, SETTINGS
 from playground.ui.trash import UNDO_SECONDS
 from playground.ui.wording import EMPTY_TITLE, EXAMPLES, PAGE_NAME
 
-VIEWS = ("blocks", "requests", "throughput", "memory")
+VIEWS = ("blocks", "requests", "throughput", "memory", "roofline", "predicted", "gpu")
 """The panel's views from top to bottom: each is one file in `static/live/` that names itself so with `P.view`."""
 
 

@@ -1,0 +1,70 @@
+"""Running as a Hugging Face Space on ZeroGPU: a GPU that is there only while one decorated function runs, in a fork.
+
+Nothing survives between two calls, so that the page itself is served from the processor there, and what runs on the GPU
+is one request from beginning to end: model loaded, answered, let go.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from playground.errors import PlaygroundError
+
+GPU_SECONDS = 30
+"""What a call may take: shorter ones are served sooner, and the quota is counted in them."""
+FRAME_SECONDS = 1 / 12
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def on_zero_gpu() -> bool:
+    """Whether this is a Space on ZeroGPU, where torch shows a GPU that is not there outside of decorated functions."""
+    return os.environ.get("SPACES_ZERO_GPU", "").strip().lower() in ("1", "t", "true")
+
+
+def for_gpu(function: Function, seconds: int = GPU_SECONDS) -> Function:
+    """`function` as ZeroGPU wants it; as it is where the `spaces` package is missing, or is not on ZeroGPU."""
+    try:
+        import spaces
+    except ImportError:
+        return function
+    return spaces.GPU(duration=seconds)(function)
+
+
+def answer_once(message: str, max_tokens: int, temperature: float, seed: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """One reply of the bundled model on the best device there is: (text so far, figures), some 12 times a second.
+
+    The last one has the engine's own metrics. What is refused comes as `{"error": sentence}`.
+    """
+    from playground import Engine, EngineConfig, SamplingParams  # torch, which a refused command line does without
+
+    text, num_tokens, shown = "", 0, 0.0
+    yield text, {"phase": "loading"}
+    try:
+        params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+        with Engine(EngineConfig()) as engine:
+            handle = engine.submit(engine.chat_prompt([{"role": "user", "content": message}]), params)
+            try:
+                for delta in handle:
+                    text, num_tokens = text + delta.text, num_tokens + len(delta.token_ids)
+                    if time.monotonic() - shown >= FRAME_SECONDS:
+                        shown = time.monotonic()
+                        yield text, {"phase": "writing", "tokens": num_tokens, "device": engine.config.device}
+            finally:
+                handle.cancel()
+            done, device = handle.result(), engine.config.device
+    except PlaygroundError as error:
+        yield text, {"phase": "ended", "error": str(error)}
+        return
+    yield (
+        done.text,
+        {
+            "phase": "ended",
+            "device": device,
+            "tokens": done.metrics.num_output_tokens,
+            "time_to_first_token": done.metrics.time_to_first_token,
+            "time_per_output_token": done.metrics.time_per_output_token,
+            "finish_reason": done.finish_reason,
+        },
+    )
