@@ -5,6 +5,7 @@ and everything it has started are killed, so that no benchmark is left behind to
 """
 
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -18,10 +19,8 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    from playground.cli import main as playground
-
     sys.argv[0] = "playground"
-    playground()
+    runpy.run_module("playground", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
