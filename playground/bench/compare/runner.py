@@ -107,6 +107,7 @@ class Comparison:
         status = "done"
         try:
             self._note(machine=info.machine(), versions=info.versions())
+            self._on_change(True)
             self._read_all()
             if self.plan.mode == "sequential":
                 self._time_in_turns()

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from playground import EngineConfig
+from playground import Engine, EngineConfig, SamplingParams
 from playground.bench.compare import runner
+from playground.bench.compare.measures import BY_KEY as METRICS
 from playground.bench.compare.plan import Plan, Side
 from playground.bench.compare.presets import PRESETS
+from playground.bench.compare.prompts import BY_KEY as PROMPTS
 from playground.bench.compare.runner import Comparison
 from playground.bench.compare.shapes import shape_folder
 from playground.config import SpeculationConfig
@@ -124,15 +126,22 @@ def test_shapes_that_cannot_be_written_are_told_with_the_folder(
         shape_folder("gqa")
 
 
-@pytest.mark.parametrize("key", [preset.key for preset in PRESETS])
-def test_every_preset_loads_and_writes_with_the_bundled_model(
-    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_configuration_of_the_presets_loads_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    preset = next(one for one in PRESETS if one.key == key)
-    whole = preset.plan()
-    quick = whole.replace(repeats=1, max_tokens=3, prompts=whole.prompts[-1:])
-    record = Comparison(quick).run()
-    assert [side["error"] for side in record["sides"]] == [None] * len(whole.sides)
-    watched = [side["runs"][0]["values"][preset.watch] for side in record["sides"]]
-    assert any(value is not None for value in watched) or preset.watch in ("longest_gap", "acceptance_rate")
+    plans = [preset.plan() for preset in PRESETS]
+    configs = {side.config.model_dump_json(): side.config for whole in plans for side in whole.sides}
+    for config in configs.values():
+        with Engine(config) as engine:
+            reply = engine.generate("Once upon a time", SamplingParams(max_tokens=2, temperature=0, ignore_eos=True))[0]
+            assert len(reply.token_ids) == 2, config
+
+
+def test_the_prompts_of_every_preset_fit_its_model() -> None:
+    with Engine(EngineConfig(num_kv_blocks=64)) as engine:
+        longest = max(
+            len(engine.chat_prompt([{"role": "user", "content": prompt}])) + preset.workload["max_tokens"]
+            for preset in PRESETS
+            for prompt in PROMPTS[preset.prompts].prompts
+        )
+        assert 512 < longest <= (engine.config.max_model_len or 0)
+    assert {preset.watch for preset in PRESETS} <= METRICS.keys()

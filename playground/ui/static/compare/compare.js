@@ -143,7 +143,10 @@
       });
       const chosen = result && result.table.length ? (result.table.find(({ key }) => key === (metric || result.watch)) || result.table[0]) : null;
       draw.low([result && [result.table, result.n, result.protocol, result.machine, result.status], chosen && chosen.key], () => {
-        if (!chosen) return [];
+        if (!chosen) {
+          const nothing = result && { stopped: "Stopped before anything was measured.", failed: "No configuration could be run: each says why." }[result.status];
+          return nothing ? [el("p", { class: "said", role: "status", text: nothing })] : [];
+        }
         const status = result.status === "stopped" ? "Stopped; what was measured stays. " : "";
         return [
           el("div", { class: "numbers" }, P.compare.table(result, names, chosen.key, (key) => { metric = key; refresh(); }), el("p", { class: "said", text: `${status}${result.protocol} ${result.machine}.` })),
