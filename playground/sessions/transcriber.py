@@ -271,6 +271,8 @@ class Transcriber:
             if place is not None:
                 position, text = one.num_tokens, clean_text(one.stream.feed(token_id))
                 one.num_tokens += 1
+            elif self._tokenizer is not None:
+                text = clean_text(str(self._tokenizer.decode([token_id])))
             values = (share.request_id, event.step, position, token_id, text, None, origin, draft_position)
             self._put("token", RecordedToken(*values)._asdict())  # type: ignore[arg-type]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from playground.config import EngineConfig, SpeculationConfig
 from playground.engine.engine import Engine
-from playground.engine.events import BlockEvent
 from playground.errors import ConfigError
 from playground.models.bundled import BUNDLED_DRAFT_MODEL, BUNDLED_MODEL
 from playground.sampling_params import SamplingParams
@@ -73,8 +72,13 @@ def _wait_begins(kind: str) -> Moment:
 
 def _copied(scene: Scene, run: RecordedRun, spans: list[Span]) -> float | None:
     """The end of the step in which a block was copied before it was written."""
-    times = [e.time_ns / 1e6 for e in run.recording.events if isinstance(e, BlockEvent) and e.action == "copy"]
-    return next((span.end_ms for span in spans if times and span.end_ms >= times[0]), None)
+    return next((float(frame["t"]) for frame in replay_frames(run.recording) if frame["copies"]), None)
+
+
+def _shared(scene: Scene, run: RecordedRun, spans: list[Span]) -> float | None:
+    """The end of the first step in which several requests held one block."""
+    frames = replay_frames(run.recording)
+    return next((float(frame["t"]) for frame in frames if any(len(one[-1]) > 1 for one in frame["blocks"])), None)
 
 
 def _is(kind: str) -> Callable[[Span], bool]:
@@ -165,7 +169,7 @@ SCENES: tuple[Scene, ...] = (
         (
             (_begin, "The same two models, but the text is drawn at a high temperature: hard to guess."),
             (
-                _nth(0, lambda span: span.drafts > span.accepted),
+                _nth(0, lambda span: span.drafts > span.accepted > 0),
                 "A guess was rejected (struck through): it and those after it go; the target's token stands instead.",
             ),
             (
@@ -230,7 +234,7 @@ def _captions(scene: Scene, run: RecordedRun) -> list[Caption]:
         if time_ms is None:
             raise ConfigError(f"The tour {scene.name!r} has no moment for {text!r}: change the scene.")
         captions.append(Caption(time_ms=time_ms, text=text))
-    return captions
+    return sorted(captions, key=lambda caption: caption.time_ms)
 
 
 def _chat(engine: Engine, prompt: str) -> list[list[int]]:

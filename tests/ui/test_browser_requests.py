@@ -64,7 +64,7 @@ def test_a_reply_is_listed_and_plays_forwards_and_backwards(tab: Tab) -> None:
     whole = state(tab)
     assert reply.strip() in whole or whole.strip().startswith(reply.strip()[:40])
     assert "Play again" in runs.locator(".play").inner_text()
-    tab.page.locator("#runs h2").click()
+    tab.page.locator("#runs .head h2").click()
     tab.page.keyboard.press("Home")
     assert clock(tab).startswith("0 of") and state(tab) == ""
     seen = []
@@ -85,7 +85,7 @@ def test_a_reply_is_listed_and_plays_forwards_and_backwards(tab: Tab) -> None:
 
 def test_the_replay_shows_the_blocks_that_the_request_held(tab: Tab) -> None:
     blocks = tab.page.locator("#runs canvas.map")
-    tab.page.locator("#runs h2").click()
+    tab.page.locator("#runs .head h2").click()
     tab.page.keyboard.press("Home")
     for _ in range(2):
         tab.page.keyboard.press("ArrowRight")

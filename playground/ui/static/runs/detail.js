@@ -6,6 +6,7 @@
   const SPEEDS = [0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 4];
   const AIM_MS = 14_000; // a replay begins at the speed that lasts about this long
   const SHORTEST_SPAN = 400;
+  const ROUNDING_MS = 0.01; // times have three decimals: a moment at the end of a step is behind it
 
   const figure = (label, parts, tip) => el("div", { class: "figure", "data-tip": tip, tabindex: "0" }, el("span", { class: "label", text: label }), el("b", { text: parts[0] }), parts[1] ? el("small", { text: parts[1] }) : null);
   const figures = (run) => el("div", { class: "figures" },
@@ -48,7 +49,7 @@
   };
 
   const captions = (tour, player) => {
-    const items = tour.captions.map((caption) => el("li", {}, el("button", { type: "button", onclick: () => { player.pause(); player.seek(caption.time_ms); } }, el("span", { class: "at", text: P.written(format.ms(caption.time_ms)) }), el("span", { text: caption.text }))));
+    const items = tour.captions.map((caption) => el("li", {}, el("button", { type: "button", onclick: () => { player.pause(); player.seek(caption.time_ms + ROUNDING_MS); } }, el("span", { class: "at", text: P.written(format.ms(caption.time_ms)) }), el("span", { text: caption.text }))));
     let now = -1;
     player.onChange(() => {
       const latest = tour.captions.reduce((found, caption, index) => (caption.time_ms <= player.time + 0.001 ? index : found), 0);

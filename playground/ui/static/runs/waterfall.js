@@ -6,10 +6,9 @@
   const HEIGHT = 54;
   const LANE = [6, 28];
   const NAMES = { queued: "waiting", prefill: "prefill", decode: "decode", recomputed: "computed again after the preemption", preempted: "preempted, waiting" };
-  const LEGEND = [["waiting", "queued"], ["prefill", "prefill"], ["decode", "decode"], ["recomputed", "computed again"], ["preempted", "preempted"]];
+  const LEGEND = { queued: "waiting", prefill: "prefill", decode: "decode", recomputed: "computed again", preempted: "preempted" };
 
   P.waterfall = (spans, duration, seek) => {
-    const kinds = ["start_ms", "end_ms"];
     const list = spans.map(([kind, start, end, step, tokens, emitted, drafts, accepted]) => ({ kind, start, end, step, tokens, emitted, drafts, accepted }));
     const most = Math.max(1, ...list.map((span) => span.emitted));
     const total = (kind) => list.filter((span) => span.kind === kind).reduce((sum, span) => sum + span.end - span.start, 0);
@@ -64,8 +63,8 @@
     const stop = P.onRepaint(draw);
     const used = new Set(list.map((span) => span.kind));
     const swatch = { queued: "striped", prefill: "prefill", decode: "kv", recomputed: "again", preempted: "striped stopped" };
-    const legend = el("div", { class: "legend" }, ...LEGEND.map(([label, kind]) => [label, kind === "queued" || kind === "prefill" || kind === "decode" ? kind : { "computed again": "recomputed", preempted: "preempted" }[kind]]).filter(([, kind]) => used.has(kind)).map(([label, kind]) => el("span", {}, el("i", ["prefill", "kv"].includes(swatch[kind]) ? { style: `background: var(--pg-${swatch[kind]})` } : { class: swatch[kind] }), label)),
-      ...(list.some((span) => span.drafts > span.accepted) ? [el("span", {}, el("i", { class: "foot" }), "drafts rejected")] : []));
+    const legend = el("div", { class: "legend" }, ...Object.entries(LEGEND).filter(([kind]) => used.has(kind)).map(([kind, label]) => el("span", {}, el("i", ["prefill", "kv"].includes(swatch[kind]) ? { style: `background: var(--pg-${swatch[kind]})` } : { class: swatch[kind] }), label)),
+      ...(list.some((span) => span.drafts > span.accepted) ? [el("span", {}, el("i", { class: "struck" }), "drafts rejected")] : []));
     return { node: el("div", {}, picture.node, legend), draw, move: (time) => { head = time; draw(); }, close: stop };
   };
 })();
