@@ -1,8 +1,8 @@
 """Where each token of a reply came from: the caller's deltas and the engine's step events, joined by position.
 
-Deltas say which tokens a request kept and how probable they were; steps say which of them were drafts, which drafts were
-refused before them, and when. The i-th token of the one is the i-th of the other. Pure, without threads or clocks; not
-thread-safe.
+Deltas say which tokens a request kept and how probable they were; steps say which of them were drafts, which drafts
+were refused before them, and when. The i-th token of the one is the i-th of the other. Pure, without threads or clocks;
+not thread-safe.
 """
 
 import base64
