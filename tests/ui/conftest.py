@@ -38,7 +38,7 @@ def store() -> Iterator[SessionStore]:
 def handlers(host: EngineHost, store: SessionStore) -> Iterator[ChatHandlers]:
     handlers = ChatHandlers(host, store)
     yield handlers
-    handlers.runs.close()
+    handlers.close()
 
 
 def request(tab: str = TAB, **query: str) -> Any:

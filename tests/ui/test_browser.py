@@ -190,10 +190,12 @@ def test_chats_are_searched_renamed_reopened_and_deleted(new_tab: NewTab) -> Non
     assert tab.questions.all_inner_texts() == ["A question about zebras"]
     tab.page.locator("#sessions .session.current").hover()
     tab.page.get_by_role("button", name="Delete Striped horses").click()
-    tab.page.get_by_role("button", name="Keep").click()
+    tab.page.locator("#transcript .empty").wait_for()
+    assert tab.page.get_by_role("status").filter(has_text="Chat deleted").is_visible()
+    tab.page.locator(".undo-bar").get_by_role("button", name="Undo").click()
+    tab.wait("() => document.querySelector('#transcript .bubble')?.textContent === 'A question about zebras'")
     tab.page.locator("#sessions .session.current").hover()
     tab.page.get_by_role("button", name="Delete Striped horses").click()
-    tab.page.get_by_role("button", name="Delete", exact=True).click()
     tab.page.locator("#transcript .empty").wait_for()
     assert tab.sessions.get_by_text("Striped horses").count() == 0
     assert tab.sessions.get_by_text("A question about lanterns").count() == 1

@@ -55,3 +55,15 @@ def test_a_slow_frame_halves_the_rate_and_a_wait_is_never_negative() -> None:
     assert pause(0.0) == 1 / FRAME_HZ
     assert pause(0.05) == 1 / SLOW_FRAME_HZ - 0.05
     assert pause(9.0) == 0.0
+
+
+def test_a_list_is_cut_as_a_text_is_and_can_be_sent_whole() -> None:
+    cutter = ReplyFrames(full_every=100)
+    whole: list[int] = []
+    shown: list[int] = []
+    for number in range(40):
+        whole += [number] * (number % 3)
+        at, part = cutter.next(whole)
+        shown = shown[:at] + part
+        assert shown == whole and len(part) <= 6
+    assert cutter.next(whole, full=True) == (0, whole)

@@ -10,9 +10,9 @@ from playground.ui.wording import (
     caption,
     context_tokens,
     empty_text,
-    live_figures,
     model_name,
     parameter_count,
+    phase,
     reply_figures,
 )
 
@@ -78,7 +78,7 @@ def test_the_figures_under_a_reply_are_those_of_its_metrics() -> None:
     }
     figures = reply_figures(metrics)
     assert [text for text, _ in figures] == [
-        "187 tokens", "first token 84.2 ms", "96.2 tok/s", "16 cached", "1 KV block",
+        "187 tokens", "first token 84.2 ms", "96.2 tok/s", "cached 16", "1 block",
     ]  # fmt: skip
     assert all(len(definition) > 20 for _, definition in figures)
     assert context_tokens(metrics) == 207
@@ -86,14 +86,23 @@ def test_the_figures_under_a_reply_are_those_of_its_metrics() -> None:
 
 def test_the_figures_tell_of_drafts_where_there_were_some() -> None:
     drafted = {"num_draft_tokens": 40, "num_accepted_tokens": 31}
-    assert reply_figures(drafted)[-1][0] == "31 of 40 drafts accepted"
+    text, tip = reply_figures(drafted)[3]
+    assert text == "accepted 77.5 % (n = 40)" and "31 of n = 40" in tip
     off = {"speculation": {"state": "off", "reason": "slower than without", "num_tokens": 0}}
-    assert reply_figures(off)[-1] == ("speculation off", "slower than without")
-    assert not [text for text, _ in reply_figures({"num_draft_tokens": 0, "speculation": None}) if "draft" in text]
+    assert reply_figures(off)[-1][0] == "speculation off: slower than without"
+    assert not [text for text, _ in reply_figures({"num_draft_tokens": 0, "speculation": None}) if "accepted" in text]
 
 
 def test_what_was_not_measured_is_a_dash_and_never_a_zero() -> None:
     figures = " ".join(text for text, _ in reply_figures({"num_output_tokens": 0}))
-    assert figures == f"0 tokens first token {MISSING} {MISSING} {MISSING} cached {MISSING} KV blocks"
+    assert figures == f"0 tokens first token {MISSING} {MISSING} cached {MISSING} {MISSING} blocks"
     assert context_tokens({}) is None
-    assert live_figures(0, None) == []
+    assert [text for text, _ in reply_figures({"num_output_tokens": 3}, ended=False)] == ["3 tokens"]
+
+
+def test_a_running_reply_says_what_it_waits_for() -> None:
+    assert phase(0, 2, None, 50) == "queued, 2 before you"
+    assert phase(0, 0, None, 50) == "queued, next in line"
+    assert phase(0, None, 20, 50) == "reading the prompt 40 %"
+    assert phase(0, None, None, 50) == "sent to the engine"
+    assert phase(1, None, 50, 50) == "writing"

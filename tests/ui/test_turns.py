@@ -4,7 +4,8 @@ import pytest
 
 from playground import Engine
 from playground.errors import PlaygroundError, RequestError
-from playground.sessions import SessionStore
+from playground.sessions import MessageInfo, RunInfo, SessionStore
+from playground.telemetry.token_trace import unpack
 from playground.ui.host import EngineHost
 from playground.ui.runs import RunRegistry
 from playground.ui.turns import Turns, Wish, fit
@@ -194,3 +195,100 @@ def test_closing_the_registry_stores_what_was_being_written(turns: Turns, store:
     turns.runs.close(timeout=30)
     for run in runs:
         assert run.ended and store.messages(run.chat_id)[1].run.status == "stopped"
+
+
+def run_of(message: MessageInfo) -> RunInfo:
+    assert message.run is not None
+    return message.run
+
+
+def test_a_reply_is_stored_with_its_tokens(turns: Turns, store: SessionStore) -> None:
+    wish = Wish(SHORT, "", probabilities=True)
+    reply = store.messages(ask(turns, None, "hello", wish))[1]
+    tokens = unpack(run_of(reply).metrics["tokens"])
+    assert "".join(token.text for token in tokens) == reply.content and len(tokens) == 12
+    assert {token.origin for token in tokens} == {"target"} and len({token.step for token in tokens}) == 12
+    assert all(token.logprob is not None and len(token.top) == 5 for token in tokens)
+    plain = store.messages(ask(turns, None, "hello"))[1]
+    assert all(token.logprob is None for token in unpack(run_of(plain).metrics["tokens"]))
+
+
+def test_a_reply_is_saved_while_it_grows(turns: Turns, store: SessionStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("playground.ui.runs.SAVE_SECONDS", 0.02)
+    run = turns.ask(None, "hello", Wish(ENDLESS, ""), TAB)
+    lengths: set[int] = set()
+    ids: set[int] = set()
+    while len(lengths) < 3:
+        assert not run.ended
+        for reply in store.messages(run.chat_id)[1:]:
+            assert run_of(reply).status == "stopped" and "was ended" in run_of(reply).metrics["error"]
+            assert run_of(reply).metrics["time_to_first_token"] > 0
+            assert "".join(t.text for t in unpack(run_of(reply).metrics["tokens"])) == reply.content
+            lengths.add(len(reply.content))
+            ids.add(reply.id)
+    run.cancel()
+    assert run.wait(30) and run.problem is None
+    final = store.messages(run.chat_id)
+    assert len(final) == 2 and ids == {final[1].id} and len(final[1].content) >= max(lengths)
+    assert run_of(final[1]).status == "stopped" and "error" not in run_of(final[1]).metrics
+
+
+def test_a_stale_tab_changes_nothing(turns: Turns, store: SessionStore) -> None:
+    chat_id = ask(turns, None, "one")
+    seen = store.messages(chat_id)[-1].id
+    ask(turns, chat_id, "two")
+    before = store.messages(chat_id)
+    for act in (
+        lambda: turns.ask(chat_id, "three", WISH, TAB, seen),
+        lambda: turns.edit(chat_id, "three", WISH, TAB, seen),
+        lambda: turns.retry(chat_id, WISH, TAB, seen),
+        lambda: turns.extend(chat_id, WISH, TAB, seen),
+        lambda: turns.undo(chat_id, seen),
+    ):
+        with pytest.raises(RequestError, match="gone on in another tab"):
+            act()
+    assert store.messages(chat_id) == before
+    run = turns.ask(chat_id, "three", WISH, TAB, before[-1].id)
+    assert run.wait(30) and run.problem is None
+
+
+def test_an_earlier_question_can_be_asked_in_other_words_and_both_ways_are_there(
+    turns: Turns, store: SessionStore
+) -> None:
+    chat_id = ask(turns, None, "one")
+    ask(turns, chat_id, "two")
+    old = store.messages(chat_id)
+    run = turns.edit(chat_id, "another one", WISH, TAB, old[-1].id, old[0].id)
+    assert run.wait(30)
+    new = store.messages(chat_id)
+    assert contents(store, chat_id) == ["another one"]
+    assert store.versions(chat_id) == {None: [old[0].id, new[0].id]}
+    turns.switch(chat_id, old[0].id)
+    assert store.messages(chat_id) == old
+    turns.switch(chat_id, new[0].id)
+    assert store.messages(chat_id) == new
+    with pytest.raises(PlaygroundError):
+        turns.switch(chat_id, 10**9)
+
+
+def test_a_reply_that_was_cut_goes_on_as_if_it_had_not_been(turns: Turns, store: SessionStore) -> None:
+    whole = store.messages(ask(turns, None, "hello", Wish({**SHORT, "max_tokens": "24"}, "")))[1]
+    chat_id = ask(turns, None, "hello")
+    short = store.messages(chat_id)[1]
+    run = turns.extend(chat_id, WISH, TAB, short.id)
+    assert run.progress().text.startswith(short.content)
+    assert run.wait(30) and run.problem is None
+    longer = store.messages(chat_id)[1]
+    assert longer.content == whole.content and longer.id != short.id
+    assert store.versions(chat_id) == {short.parent_id: [short.id, longer.id]}
+    assert "".join(token.text for token in unpack(run_of(longer).metrics["tokens"])) == longer.content
+    assert run_of(longer).metrics["continues"] == short.id and run_of(longer).metrics["num_output_tokens"] == 12
+
+
+def test_a_reply_that_the_model_has_ended_is_not_continued(turns: Turns, store: SessionStore) -> None:
+    chat = store.create_chat()
+    question = store.append_user_message(chat.id, parent_id=None, text="hi")
+    metrics = {"finish_reason": "stop"}
+    store.append_reply(chat.id, parent_id=question.id, text="a", status="done", metrics=metrics, config={}, params={})
+    with pytest.raises(RequestError, match="has ended this reply"):
+        turns.extend(chat.id, WISH, TAB)
