@@ -30,7 +30,6 @@ from playground.ui.host import EngineHost
 from playground.ui.live_route import _events
 from tests.ui.endless import ENDLESS, write_endless_model
 
-
 KEPT = ("frame-feed",)
 """The one thread that builds frames outlives its last reader by half a minute, for pages that are reloaded."""
 
