@@ -51,7 +51,7 @@ class MachineRates:
     def ceilings(self, working_set_bytes: int) -> Ceilings:
         """For a model of that many bytes: with the reading rate of the next larger working set."""
         rates = [rate for size, rate in self.reads if size >= working_set_bytes] or [self.reads[-1][1]]
-        return Ceilings(self.flops_per_second, rates[0], self.reads[-1][1], self.dtype, self.device)
+        return Ceilings(self.flops_per_second, rates[0], self.reads[-1][1], self.dtype, self.device, self.undisturbed)
 
 
 def measure(device: str, dtype: str) -> MachineRates:

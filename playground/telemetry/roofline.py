@@ -87,6 +87,8 @@ class Ceilings:
     dtype: str
     device: str
     """Its name, for people."""
+    undisturbed: bool = True
+    """Whether nothing else used the processor while it was measured."""
 
     def least_seconds(self, work: Work) -> float:
         """The roof: the time of the operations or of the bytes, whichever is longer."""

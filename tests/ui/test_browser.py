@@ -385,3 +385,20 @@ def test_every_control_has_a_name_and_focus_is_visible(new_tab: NewTab) -> None:
         )
         unseen |= {seen} - {""}
     assert unseen == set()
+
+
+def test_the_panel_sets_what_was_predicted_beside_what_was_measured(new_tab: NewTab) -> None:
+    tab = new_tab()
+    tab.set(SHORT)
+    tab.ask("hello")
+    row = """([name, n]) => [...document.querySelectorAll("#view-predicted tbody tr")].some((row) =>
+        row.innerText.startsWith(name) && (row.innerText.match(/—/g) || []).length === n)"""
+    tab.wait(row, ["KV/token", 0])
+    cells = tab.page.locator("#view-predicted tbody tr", has_text="KV/token").locator("td").all_inner_texts()
+    assert cells[0] == cells[1] and cells[2] == "0 %", "the cache takes what the formula says"
+    tab.wait(row, ["Tokens/step", 3])
+    assert "do not apply" in tab.page.locator("#view-gpu").inner_text()
+    assert tab.page.locator("#view-gpu .meter:visible").count() == 0
+    roofline = tab.page.locator("#view-roofline")
+    assert "easured" in roofline.locator(".small").inner_text()
+    tab.wait("() => document.querySelector('#view-roofline canvas').getAttribute('aria-label').includes('steps')")

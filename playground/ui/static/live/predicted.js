@@ -8,7 +8,7 @@
 
   // [label, definition, values(store) -> {predicted, measured, write, why}]; `why` says what a missing number waits for.
   const ROWS = [
-    ["KV per token", "Predicted: 2 × layers × KV heads × head size × bytes of a number, a draft model's added. Measured: bytes of the KV cache's tensors over the tokens that fit in.", (store) => {
+    ["KV/token", "Predicted: 2 × layers × KV heads × head size × bytes of a number, a draft model's added. Measured: bytes of the KV cache's tensors over the tokens that fit in.", (store) => {
       const { work, block_bytes: block, block_size: size, draft_kv_bytes_per_token: draft } = store.facts;
       if (!size) return { why: "Does not apply: there is no KV cache." };
       return { predicted: work && draft !== null ? work.kv_bytes_per_token + draft : null, measured: block / size, write: format.bytes };
@@ -22,17 +22,17 @@
         why: ceilings ? "No step of the last 30 s was a plain decode." : "The ceilings of this machine have not been measured yet.",
       };
     }],
-    ["Time to first token", "Of the request that is followed. Predicted: the least time for reading its prompt, less the cached tokens, alone in one step. Measured: from when the engine received it to its first token, waiting included.", (store) => {
+    ["TTFT", "Time to first token, of the request that is followed. Predicted: the least time for reading its prompt (in brackets: its tokens), less the cached tokens, alone in one step. Measured: from when the engine received it to its first token, waiting included.", (store) => {
       const request = store.requests.get(store.followed) || [...store.requests.values()].filter((one) => one.first_token_ms !== null).at(-1);
       if (!request) return { why: "No request in the last 30 s.", write: format.ms };
       return {
         predicted: P.roof.leastMs(store.facts.ceilings, request.prompt_flops, request.prompt_bytes),
         measured: request.first_token_ms === null ? null : request.first_token_ms - request.queued_ms,
-        write: format.ms, label: `TTFT (${P.count(request.prompt_tokens - request.cached_tokens)} tok)`,
+        write: format.ms, label: `TTFT (${P.count(request.prompt_tokens - request.cached_tokens)})`,
         why: store.facts.ceilings ? "It has no token yet." : "The ceilings of this machine have not been measured yet.",
       };
     }],
-    ["Tokens per step", "Of steps that verify drafts, over the last 30 s of them. Predicted: (1 − α^(K+1)) / (1 − α) with α the share of drafts accepted of those looked at, which takes every position for alike and is for chains of drafts. Measured: tokens that came out, for one request.", (store) => {
+    ["Tokens/step", "Of steps that verify drafts, over the last 30 s of them. Predicted: (1 − α^(K+1)) / (1 − α) with α the share of drafts accepted of those looked at, which takes every position for alike and is for chains of drafts. Measured: tokens that came out, for one request.", (store) => {
       const { num_verified: n, verify_expected: predicted, verify_tokens: measured } = store.now;
       if (!store.facts.speculation) return { why: "Does not apply: no drafts are made." };
       return { predicted, measured, write: format.number, n, why: store.facts.draft_tree && n ? "The formula is not for drafts that branch." : "No drafts were verified yet." };
@@ -41,7 +41,7 @@
 
   P.view("predicted", {
     title: "Predicted and measured",
-    tip: "What the formulas say beside what was measured. The error is measured over predicted, less one.",
+    tip: "What the formulas say beside what was measured. The error is measured over predicted, less one; from ten times on, how many times as much.",
     half: true,
     mount: (view) => {
       const { store } = view;
@@ -53,7 +53,7 @@
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "offscreen", text: "Quantity" })), ...["predicted", "measured", "error"].map((text) => el("th", { scope: "col", text })))),
         el("tbody", {}, ...cells.map((row) => el("tr", {}, row.name, row.predicted, row.measured, row.error)))));
       const known = (value) => typeof value === "number" && Number.isFinite(value);
-      const signed = (error) => { const per = Math.round(error * 100); return per === 0 ? "0 %" : `${per > 0 ? "+" : "−"}${P.count(Math.abs(per))} %`; };
+      const signed = (error) => { if (error >= 9) return `× ${P.written(format.number(error + 1))}`; const per = Math.round(error * 100); return per === 0 ? "0 %" : `${per > 0 ? "+" : "−"}${P.count(Math.abs(per))} %`; };
       const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
       const text = () => {
         const said = [];

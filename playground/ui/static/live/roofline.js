@@ -29,7 +29,8 @@
     mount: (view) => {
       const { store } = view;
       const picture = P.canvas({ label: "Roofline", height: HEIGHT });
-      const legend = el("div", { class: "legend" }, ...KINDS.map(([name, color, tip]) => el("span", { "data-tip": tip, tabindex: "0" }, el("i", { class: `point ${name}`, style: `background: var(--pg-${color})` }), name)));
+      const legend = el("div", { class: "legend" }, ...KINDS.map(([name, color, tip]) => el("span", { "data-tip": tip, tabindex: "0" }, el("i", { class: `point ${name}`, style: `background: var(--pg-${color})` }), name)),
+        el("span", { class: "scale", text: "FLOP/s by FLOP/B", "data-tip": "Upwards: operations of the forward a second. To the right: operations for every byte moved. Both axes are logarithmic.", tabindex: "0" }));
       const words = el("p", { class: "small" });
       view.body.append(picture.node, legend, words);
 
@@ -120,10 +121,10 @@
         const steps = P.roof.steps(store);
         const decode = steps.filter((step) => kindOf(step) === "decode").slice(-64);
         const share = ceilings && median(decode.map((step) => P.roof.leastMs(ceilings, step.flops, step.moved_bytes) / step.forward_ms));
-        const bound = ceilings && decode.length && decode.at(-1).flops / decode.at(-1).moved_bytes < ceilings.flops_per_second / ceilings.bytes_per_second ? "of bandwidth" : "of the matmul rate";
+        const bound = ceilings && decode.length && decode.at(-1).flops / decode.at(-1).moved_bytes < ceilings.flops_per_second / ceilings.bytes_per_second ? "of bandwidth" : "of matmul";
         view.note(share ? `decode: ${P.written(format.percent(share))} ${bound}` : "");
         words.textContent = ceilings
-          ? `Measured here: ${P.written(format.bytes(ceilings.bytes_per_second))}/s for ${P.written(format.bytes(work.weights_bytes))} of weights${ceilings.memory_bytes_per_second < 0.8 * ceilings.bytes_per_second ? ` (dashed: memory, ${P.written(format.bytes(ceilings.memory_bytes_per_second))}/s)` : ""}, ${perSecond(ceilings.flops_per_second, "FLOP")} in ${ceilings.dtype}.`
+          ? `Measured here: ${P.written(format.bytes(ceilings.bytes_per_second))}/s for ${P.written(format.bytes(work.weights_bytes))} of weights${ceilings.memory_bytes_per_second < 0.8 * ceilings.bytes_per_second ? ` (dashed: memory, ${P.written(format.bytes(ceilings.memory_bytes_per_second))}/s)` : ""}, ${perSecond(ceilings.flops_per_second, "FLOP")} in ${ceilings.dtype}.${ceilings.undisturbed ? "" : " Other programs used the processor meanwhile."}`
           : work ? "The ceilings of this machine are measured once, when the engine has rested for 2 s." : "Not known for this run.";
         words.title = ceilings ? ceilings.device : "";
         const said = `Roofline: ${P.count(steps.length)} steps. ${words.textContent}${share ? ` Decode steps reach ${P.written(format.percent(share))} ${bound}.` : ""}`;
