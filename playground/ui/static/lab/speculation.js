@@ -34,12 +34,16 @@
         const same = points.map((point, other) => [point, other]).filter(([point]) => Math.round(point.k) === Math.round(points[index].k)).map(([, other]) => other);
         return same.length > 1 ? (same.indexOf(index) / (same.length - 1) - 0.5) * 0.8 : 0;
       };
-      const marks = (value, low, high, text) => ({
-        x: points.map((point, index) => point.k + beside(index)), y: points.map(value), mode: "markers", name: "measured",
-        customdata: points.map((point) => L.safe(`${point.label}: α ${P.written(P.format.percent(point.acceptance))}, c ${P.format.number(point.draft_cost)[0]}, v ${P.format.number(point.verify_cost)[0]}, n = ${point.pairs}`)),
-        hovertemplate: `%{customdata}<br>%{y:.3g} ${text}<extra></extra>`,
-        marker: { color: points.map((_, index) => (String(index) === chosen.value ? P.color("rejected") : P.color("other"))), size: points.map((_, index) => (String(index) === chosen.value ? 11 : 7)), symbol: points.map((point) => (point.adaptive ? "diamond" : "circle")), line: { width: 0 }, opacity: 1 },
-        ...(low ? { error_y: { type: "data", symmetric: false, color: P.color("other"), thickness: 1, width: 2, array: points.map((point) => high(point) - value(point)), arrayminus: points.map((point) => value(point) - low(point)) } } : {}),
+      const marks = (value, low, high, text) => [[false, "measured", "other", 7], [true, "this case", "rejected", 11]].map(([mine, name, color, size]) => {
+        const at = points.map((_, index) => index).filter((index) => (String(index) === chosen.value) === mine);
+        const some = at.map((index) => points[index]);
+        return {
+          x: at.map((index) => points[index].k + beside(index)), y: some.map(value), mode: "markers", name, visible: at.length > 0,
+          customdata: some.map((point) => L.safe(`${point.label}: α ${P.written(P.format.percent(point.acceptance))}, c ${P.format.number(point.draft_cost)[0]}, v ${P.format.number(point.verify_cost)[0]}, n = ${point.pairs}`)),
+          hovertemplate: `%{customdata}<br>%{y:.3g} ${text}<extra></extra>`,
+          marker: { color: P.color(color), size, symbol: some.map((point) => (point.adaptive ? "diamond" : "circle")), line: { width: 0 }, opacity: 1 },
+          ...(low ? { error_y: { type: "data", symmetric: false, color: P.color(color), thickness: 1, width: 2, array: some.map((point) => high(point) - value(point)), arrayminus: some.map((point) => value(point) - low(point)) } } : {}),
+        };
       });
       const curve = (y, name) => ({ x: ks, y, mode: "lines", name, line: { color: P.color("kv"), width: 2 }, hovertemplate: "K = %{x}: %{y:.3g}<extra>theory</extra>" });
       const here = (y) => ({ x: [k.value], y: [y], mode: "markers", name: "at the sliders", marker: { color: P.color("kv"), size: 11, symbol: "circle-open", line: { width: 2 } }, hovertemplate: "K = %{x}: %{y:.3g}<extra></extra>" });
@@ -47,12 +51,12 @@
 
       const rates = L.plot({ label: "Speed-up by number of drafts", height: 320, make: () => {
         const y = ks.map((one) => F.speedup(F.expectedTokens(alpha.value, one), one, c.value, v.value));
-        const measured = points.length ? [marks((point) => point.speedup, (point) => point.low, (point) => point.high, "times as fast")] : [];
+        const measured = points.length ? marks((point) => point.speedup, (point) => point.low, (point) => point.high, "times as fast") : [];
         return { data: [curve(y, "theory"), here(F.speedup(F.expectedTokens(alpha.value, k.value), k.value, c.value, v.value)), ...measured],
           layout: L.layout({ x: axis, y: { title: "speed-up", rangemode: "tozero" }, height: 320, shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: 1, y1: 1, layer: "below", line: { color: P.color("mute"), width: 1, dash: "dot" } }] }) };
       } });
       const tokens = L.plot({ label: "Tokens per step by number of drafts", height: 320, make: () => {
-        const measured = points.length ? [marks((point) => point.tokens, null, null, "tokens a step")] : [];
+        const measured = points.length ? marks((point) => point.tokens, null, null, "tokens a step") : [];
         return { data: [curve(ks.map((one) => F.expectedTokens(alpha.value, one)), "theory"), here(F.expectedTokens(alpha.value, k.value)), ...measured],
           layout: L.layout({ x: axis, y: { title: "tokens per step", rangemode: "tozero" }, height: 320 }) };
       } });
