@@ -11,11 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from playground.config import QuantizationConfig
 from playground.errors import ModelLoadError
 from playground.models.batch import ModelBatch, tree_masks
 from playground.models.decoder import Decoder
 from playground.models.eagle import EagleHead, load_eagle_head
 from playground.models.kv_cache import KVCache
+from playground.models.linear import Linear
+from playground.quantization.linear import QuantizedLinear
 from tests.checkpoints import checkpoint
 from tests.models.driver import load, make_batch, prompt
 
@@ -236,6 +239,18 @@ def test_a_head_runs_in_triton_and_in_the_targets_dtype(tmp_path: Path) -> None:
     logits, out = head.forward(batch, given.float().to(DEVICE), KVCache(head.config, 61, BLOCK, head.dtype, DEVICE))
     exact = Paper(weights, target())(ids, given)
     assert (logits.cpu() - exact[0]).abs().max() < 1e-4 and (out.cpu() - exact[1]).abs().max() < 1e-4
+
+
+def test_a_head_of_a_quantized_target_reads_its_tables_and_stays_as_it_is(tmp_path: Path) -> None:
+    int8 = QuantizationConfig.named("int8")
+    tied, plain = (load(checkpoint("smollm2"), dtype=torch.float64, quantization=how).model for how in (int8, None))
+    assert isinstance(tied.weights.embed, QuantizedLinear)
+    rounded = tied.weights.embed.take(torch.arange(plain.config.vocab_size))
+    plain.weights.embed, plain.weights.head = rounded, Linear(rounded, None, keep=True)
+    folder, work = write(tmp_path, tensors()), ragged([(prompt(30, 60), 0, 9)])
+    got, expected = (load_eagle_head(folder, model)(work, features(9), None) for model in (tied, plain))
+    assert_close(got[0], expected[0])
+    assert_close(got[1], expected[1])
 
 
 def test_its_cache_has_one_layer_and_positions_reach_as_far_as_the_targets(tmp_path: Path) -> None:
