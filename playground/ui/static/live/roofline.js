@@ -24,13 +24,12 @@
 
   P.view("roofline", {
     title: "Roofline",
-    tip: "One point a step of the last 30 s: operations of the model's forward over the bytes it had to move (weights as they are stored, once, and KV), and operations per second of measured time. Estimated from the model's shape; activations are left out. The lines are what this machine reached when it was measured.",
+    tip: "One point a step of the last 30 s: operations of the model's forward over the bytes it had to move (FLOP/B: weights as they are stored, once, and KV), and operations per second (FLOP/s, upwards) of measured time. Estimated from the model's shape; activations are left out. The lines are what this machine reached when it was measured.",
     half: true,
     mount: (view) => {
       const { store } = view;
       const picture = P.canvas({ label: "Roofline", height: HEIGHT });
-      const legend = el("div", { class: "legend" }, ...KINDS.map(([name, color, tip]) => el("span", { "data-tip": tip, tabindex: "0" }, el("i", { class: `point ${name}`, style: `background: var(--pg-${color})` }), name)),
-        el("span", { class: "scale", text: "FLOP/s by FLOP/B", "data-tip": "Upwards: operations of the forward a second. To the right: operations for every byte moved. Both axes are logarithmic.", tabindex: "0" }));
+      const legend = el("div", { class: "legend" }, ...KINDS.map(([name, color, tip]) => el("span", { "data-tip": tip, tabindex: "0" }, el("i", { class: `point ${name}`, style: `background: var(--pg-${color})` }), name)));
       const words = el("p", { class: "small" });
       view.body.append(picture.node, legend, words);
 
@@ -86,7 +85,9 @@
           g.fillText(`${P.axisLabel(Number(number))} ${unit ?? ""}`.trim(), MARGIN.left - 5, at);
         }
         g.textAlign = "center";
-        for (let power = axis.x0; power <= axis.x1; power++) g.fillText(P.axisLabel(10 ** power), Math.min(width - 12, axis.x(10 ** power)), HEIGHT - 8);
+        for (let power = axis.x0; power < axis.x1; power++) g.fillText(P.axisLabel(10 ** power), axis.x(10 ** power), HEIGHT - 8);
+        g.textAlign = "right";
+        g.fillText(`${P.axisLabel(10 ** axis.x1)} FLOP/B`, width - 1, HEIGHT - 8);
         g.save();
         g.beginPath(); g.rect(MARGIN.left, 0, width - MARGIN.left, HEIGHT - MARGIN.bottom); g.clip();
         if (ceilings) {
@@ -121,13 +122,12 @@
         const steps = P.roof.steps(store);
         const decode = steps.filter((step) => kindOf(step) === "decode").slice(-64);
         const share = ceilings && median(decode.map((step) => P.roof.leastMs(ceilings, step.flops, step.moved_bytes) / step.forward_ms));
-        const bound = ceilings && decode.length && decode.at(-1).flops / decode.at(-1).moved_bytes < ceilings.flops_per_second / ceilings.bytes_per_second ? "of bandwidth" : "of matmul";
-        view.note(share ? `decode: ${P.written(format.percent(share))} ${bound}` : "");
+        view.note(share ? `decode: ${P.written(format.percent(share))} of roof` : "");
         words.textContent = ceilings
           ? `Measured here: ${P.written(format.bytes(ceilings.bytes_per_second))}/s for ${P.written(format.bytes(work.weights_bytes))} of weights${ceilings.memory_bytes_per_second < 0.8 * ceilings.bytes_per_second ? ` (dashed: memory, ${P.written(format.bytes(ceilings.memory_bytes_per_second))}/s)` : ""}, ${perSecond(ceilings.flops_per_second, "FLOP")} in ${ceilings.dtype}.${ceilings.undisturbed ? "" : " Other programs used the processor meanwhile."}`
           : work ? "The ceilings of this machine are measured once, when the engine has rested for 2 s." : "Not known for this run.";
         words.title = ceilings ? ceilings.device : "";
-        const said = `Roofline: ${P.count(steps.length)} steps. ${words.textContent}${share ? ` Decode steps reach ${P.written(format.percent(share))} ${bound}.` : ""}`;
+        const said = `Roofline: ${P.count(steps.length)} steps. ${words.textContent}${share ? ` Decode steps reach ${P.written(format.percent(share))} of the roof.` : ""}`;
         view.says(said);
         picture.says(said);
       };
