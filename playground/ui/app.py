@@ -3,6 +3,7 @@
 Knows nothing of the command line, and nothing of what is on a page.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ class App:
     hub: TelemetryHub
     feed: FrameFeed
     on_close: ExitStack
+    on_leave: list[Callable[[str], None]]
 
     @property
     def launch_options(self) -> dict[str, Any]:
@@ -37,7 +39,7 @@ class App:
         return {
             "theme": theme(),
             "head": page_head(scripts, styles),
-            "app_kwargs": {"routes": live_routes(self.feed)},
+            "app_kwargs": {"routes": live_routes(self.feed, self.on_leave)},
             "ssr_mode": False,
             "run_history": False,
             "footer_links": [],
@@ -54,7 +56,7 @@ def build_ui(engine: Engine, store: SessionStore) -> App:
     feed = FrameFeed(engine, hub)
     on_close.callback(feed.close)
     with gr.Blocks(title=PAGE_NAME, analytics_enabled=False, fill_width=True) as demo:
-        context = PageContext(demo, engine, store, hub, feed, on_close)
+        context = PageContext(demo, engine, store, hub, feed, on_close, on_leave=[])
         names = [{"name": page.name, "title": page.title} for page in PAGES]
         with gr.Column(elem_id="page"):
             surface("mountTopbar", "topbar", config={"name": PAGE_NAME, "pages": names, "chips": chips(engine)})
@@ -62,4 +64,4 @@ def build_ui(engine: Engine, store: SessionStore) -> App:
                 with gr.Column(elem_id=f"page-{page.name}", elem_classes="page"):
                     page.build(context)
     demo.queue(max_size=None)
-    return App(demo, hub, feed, on_close)
+    return App(demo, hub, feed, on_close, context.on_leave)

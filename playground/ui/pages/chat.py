@@ -19,6 +19,7 @@ def build(context: PageContext) -> None:
     engine = context.engine
     do = ChatHandlers(engine, context.store, context.hub)
     context.on_close.callback(do.runs.close)
+    context.on_leave.append(do.leave)
     name, parameters = model_name(engine.config.model or ""), engine.model_config.num_parameters
     words = {
         "name": PAGE_NAME,
@@ -39,7 +40,6 @@ def build(context: PageContext) -> None:
 
     everything = [transcript, reply, sessions]
     context.demo.load(do.load, None, everything, **QUIET)
-    context.demo.unload(do.unload)
     composer.send(do.send, None, everything, **MANY)
     composer.stop(do.stop, None, None, queue=False, **MANY)
     transcript.edit(do.edit, None, everything, **MANY)

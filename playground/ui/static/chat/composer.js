@@ -66,7 +66,7 @@
 
     // ---- sending ----
     const fit = () => { area.style.height = "auto"; area.style.height = `${Math.min(area.scrollHeight, Math.round(window.innerHeight * 0.3))}px`; };
-    const settings = () => ({ settings: values(), system: system.value });
+    const settings = () => ({ settings: values(), system: system.value, page: P.page });
     const submit = (text) => {
       if (P.state.running || !text.trim()) return;
       P.setState({ running: true });
