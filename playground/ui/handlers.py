@@ -34,6 +34,7 @@ CHATS_SHOWN = 200
 STEPS_LOOKED_AT = 8
 PROBABILITIES_VIEW = "confidence"
 """The view of a reply's tokens that shows their probabilities: they are asked for where a tab has chosen it."""
+MOST_PAGE_NAME = 64
 MODEL_CHANGED = "the model was changed"
 FAULT = f"{PAGE_NAME} could not do that because of a fault of its own; its log says more. Try again."
 
@@ -50,6 +51,8 @@ class ChatHandlers:
         host.follow(leaves=lambda serving: self.runs.end_all(MODEL_CHANGED))
         self._shown: dict[str, int | None] = {}
         """Which chat each browser tab shows, to end a stream whose tab has moved on."""
+        self._pages: dict[str, str] = {}
+        """Tabs by what their page calls itself when it says that it is being closed."""
 
     # Events that start or join a reply
 
@@ -70,7 +73,7 @@ class ChatHandlers:
         data, tab = event._data, _tab(request)
         text = str(data.get("text", ""))
         start = self._starter(lambda: self._turns.ask(_chat_id(data), text, _wish(data), tab, _seen(data)))
-        async with aclosing(self._reply(start, _chat_id(data), tab, restore=text)) as frames:
+        async with aclosing(self._reply(start, _chat_id(data), tab, _page(data), restore=text)) as frames:
             async for outputs in frames:
                 yield outputs
 
@@ -79,7 +82,7 @@ class ChatHandlers:
         text, chat_id = str(data.get("text", "")), _chat_id(data) or 0
         message_id = _chat_id(data, "message")
         start = self._starter(lambda: self._turns.edit(chat_id, text, _wish(data), tab, _seen(data), message_id))
-        async with aclosing(self._reply(start, chat_id, tab, restore=text)) as frames:
+        async with aclosing(self._reply(start, chat_id, tab, _page(data), restore=text)) as frames:
             async for outputs in frames:
                 yield outputs
 
@@ -87,7 +90,7 @@ class ChatHandlers:
         data, tab = event._data, _tab(request)
         chat_id = _chat_id(data) or 0
         start = self._starter(lambda: self._turns.retry(chat_id, _wish(data), tab, _seen(data)))
-        async with aclosing(self._reply(start, chat_id, tab)) as frames:
+        async with aclosing(self._reply(start, chat_id, tab, _page(data))) as frames:
             async for outputs in frames:
                 yield outputs
 
@@ -95,7 +98,7 @@ class ChatHandlers:
         data, tab = event._data, _tab(request)
         chat_id = _chat_id(data) or 0
         start = self._starter(lambda: self._turns.extend(chat_id, _wish(data), tab, _seen(data)))
-        async with aclosing(self._reply(start, chat_id, tab)) as frames:
+        async with aclosing(self._reply(start, chat_id, tab, _page(data))) as frames:
             async for outputs in frames:
                 yield outputs
 
@@ -158,11 +161,12 @@ class ChatHandlers:
     async def search(self, event: gr.EventData) -> Any:
         return await self._chats(str(event._data.get("query", "")))
 
-    def unload(self, request: gr.Request) -> None:
-        """The tab was closed or reloaded: nobody reads what it had asked for."""
-        tab = _tab(request)
-        self._shown.pop(tab, None)
-        self.runs.cancel_owned(tab)
+    def leave(self, page: str) -> None:
+        """A page was closed or reloaded: nobody reads what it had asked for."""
+        tab = self._pages.pop(page, None)
+        if tab is not None:
+            self._shown.pop(tab, None)
+            self.runs.cancel_owned(tab)
 
     # Streaming
 
@@ -179,10 +183,12 @@ class ChatHandlers:
                     yield outputs
 
     async def _reply(
-        self, start: Callable[[], Any], chat_id: int | None, tab: str, restore: str | None = None
+        self, start: Callable[[], Any], chat_id: int | None, tab: str, page: str, restore: str | None = None
     ) -> Frames:
         """Start a run and stream it; a refusal is said in place and gives the text back."""
         self._shown[tab] = chat_id
+        if page:
+            self._pages[page] = tab
         run, error = await start()
         if run is None:
             other = self.runs.get(chat_id)  # the reason may be that another tab is having a reply written here
@@ -284,6 +290,11 @@ class ChatHandlers:
 
 def _tab(request: gr.Request) -> str:
     return str(request.session_hash)
+
+
+def _page(data: dict[str, Any]) -> str:
+    name = data.get("page")
+    return name if isinstance(name, str) and len(name) <= MOST_PAGE_NAME else ""
 
 
 def _chat_id(data: Any, key: str = "chat") -> int | None:

@@ -1,12 +1,14 @@
 """The live frames over HTTP: one server-sent event stream, which tells of another model too, and its shared worker.
 
+Also where a page says that it is being closed.
+
 A browser opens at most six connections to one address, for all of its tabs together; a stream a tab would use them up.
 So the tabs share one through a `SharedWorker`, where there are such, and only else have a stream each.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -23,8 +25,8 @@ QUIET_SECONDS = 15.0
 RETRY_MS = 1000
 
 
-def live_routes(host: EngineHost) -> list[Route]:
-    """Routes for `launch(app_kwargs={"routes": ...})`."""
+def live_routes(host: EngineHost, on_leave: Sequence[Callable[[str], None]] = ()) -> list[Route]:
+    """Routes for `launch(app_kwargs={"routes": ...})`. `on_leave` hears the names of pages that are being closed."""
 
     async def frames(request: Request) -> Response:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -34,7 +36,16 @@ def live_routes(host: EngineHost) -> list[Route]:
         code = (STATIC / "live" / "worker.js").read_text(encoding="utf-8")
         return Response(code, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
-    return [Route("/live/frames", frames), Route("/live/worker.js", worker)]
+    async def leave(request: Request) -> Response:
+        for listener in on_leave:
+            listener(request.query_params.get("page", ""))
+        return Response(status_code=204)
+
+    return [
+        Route("/live/frames", frames),
+        Route("/live/worker.js", worker),
+        Route("/live/leave", leave, methods=["POST"]),
+    ]
 
 
 async def _events(host: EngineHost, request: Request) -> AsyncIterator[str]:

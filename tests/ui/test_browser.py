@@ -134,6 +134,30 @@ def test_closing_the_tab_stops_its_reply(new_tab: NewTab) -> None:
     witness.wait_running(0)
 
 
+def test_closing_the_tab_stops_a_reply_in_a_chat_that_it_no_longer_shows(new_tab: NewTab) -> None:
+    tab, witness = new_tab(), new_tab()
+    tab.set(ENDLESS)
+    tab.send("Tell me about doors left open.")
+    tab.wait_streaming()
+    tab.page.get_by_role("button", name="New chat").click()
+    tab.page.locator("#transcript .empty").wait_for()
+    witness.wait_running(1)
+    tab.page.close(run_before_unload=False)
+    witness.wait_running(0)
+
+
+def test_seven_tabs_of_one_browser_are_open_at_once(new_tab: NewTab) -> None:
+    tab = new_tab()
+    others = [tab.context.new_page() for _ in range(6)]
+    for page in others:
+        page.goto(tab.address)
+        page.locator("#transcript .transcript > *").first.wait_for()
+    tab.set(SHORT)
+    tab.ask("Can you hear me?")
+    for page in others:
+        page.wait_for_function("() => Playground.live.now.step > 0 && Playground.live.now.running === 0")
+
+
 def test_two_tabs_have_their_own_chats_and_stream_at_the_same_time(new_tab: NewTab) -> None:
     one, two = new_tab(), new_tab()
     for tab in (one, two):

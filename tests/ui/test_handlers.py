@@ -27,7 +27,8 @@ async def collect(frames: Any) -> list[tuple[Any, ...]]:
 def send(
     handlers: ChatHandlers, text: str = "hello", settings: Any = SHORT, chat: int | None = None, tab: str = TAB
 ) -> Any:
-    return handlers.send(event(chat=chat, text=text, settings=settings, system=""), request(tab))
+    data = event(chat=chat, text=text, settings=settings, system="", page=f"page of {tab}")
+    return handlers.send(data, request(tab))
 
 
 def views_of(outputs: list[tuple[Any, ...]], index: int) -> list[dict[str, Any]]:
@@ -126,7 +127,8 @@ def test_a_closed_tab_cancels_its_reply_and_no_other(handlers: ChatHandlers, sto
         mine, other = send(handlers, settings=ENDLESS), send(handlers, settings=LONG, tab="tab-2")
         ids = [(await anext(stream))[0]["chat"] for stream in (mine, other)]
         runs = [handlers.runs.get(chat_id) for chat_id in ids]
-        handlers.unload(request())
+        handlers.leave("nobody's page")
+        handlers.leave(f"page of {TAB}")
         for stream in (mine, other):
             async for _ in stream:
                 pass

@@ -23,10 +23,11 @@ PATIENCE_SECONDS = 15.0
 class Server:
     port: int
     feed: FrameFeed
+    left: list[str]
 
-    def open(self, path: str = "/live/frames") -> http.client.HTTPResponse:
+    def open(self, path: str = "/live/frames", method: str = "GET") -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
-        connection.request("GET", path)
+        connection.request(method, path)
         return connection.getresponse()
 
 
@@ -34,13 +35,13 @@ class Server:
 def server(engine: Engine) -> Iterator[Server]:
     with TelemetryHub(engine) as hub:
         feed = FrameFeed(engine, hub, linger_seconds=0.1)
-        app = uvicorn.Server(
-            uvicorn.Config(Starlette(routes=live_routes(feed)), port=0, log_level="warning", lifespan="off")
-        )
+        left: list[str] = []
+        routes = live_routes(feed, [left.append])
+        app = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=app.run, daemon=True)
         thread.start()
         wait_until(lambda: app.started)
-        yield Server(app.servers[0].sockets[0].getsockname()[1], feed)
+        yield Server(app.servers[0].sockets[0].getsockname()[1], feed, left)
         feed.close()
         app.should_exit = True
         thread.join(PATIENCE_SECONDS)
@@ -104,3 +105,9 @@ def test_the_worker_that_tabs_share_is_served_as_script(server: Server) -> None:
     answer = server.open("/live/worker.js")
     assert answer.status == 200 and answer.getheader("Content-Type", "").startswith("text/javascript")
     assert b"EventSource" in answer.read()
+
+
+def test_a_page_that_says_it_is_closed_is_heard(server: Server) -> None:
+    assert server.open("/live/leave?page=abc", "POST").status == 204
+    assert server.open("/live/leave", "GET").status == 405
+    assert server.left == ["abc"]

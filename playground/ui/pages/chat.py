@@ -21,6 +21,7 @@ def build(context: PageContext) -> None:
     do = ChatHandlers(context.host, context.store, context.recorder)
     context.on_close.callback(do.close)
     context.routes.extend(chat_routes(context.store))
+    context.on_leave.append(do.leave)
     words = {
         "name": PAGE_NAME,
         "empty_title": EMPTY_TITLE,
@@ -44,7 +45,6 @@ def build(context: PageContext) -> None:
 
     everything = [transcript, reply, sessions]
     context.demo.load(do.load, None, everything, **QUIET)
-    context.demo.unload(do.unload)
     composer.send(do.send, None, everything, **MANY)
     composer.stop(do.stop, None, None, queue=False, **MANY)
     transcript.edit(do.edit, None, everything, **MANY)

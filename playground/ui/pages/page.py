@@ -32,6 +32,11 @@ class PageContext:
     """What pages answer over HTTP beside Gradio: they add theirs while they are built."""
     on_close: ExitStack
     """Callbacks for when the app ends, last one first."""
+    on_leave: list[Callable[[str], None]]
+    """Called with a page's own name (`Playground.page`) when its tab is closed or reloaded.
+
+    In place of `demo.unload`, for which Gradio keeps a connection a tab open: a browser has six for all tabs together.
+    """
 
 
 @dataclass(frozen=True, slots=True)

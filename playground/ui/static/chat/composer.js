@@ -70,7 +70,7 @@
     // ---- sending ----
     const fit = () => { area.style.height = "auto"; area.style.height = `${Math.min(area.scrollHeight, Math.round(window.innerHeight * 0.3))}px`; };
     // What every request for a reply says beside its own: how it is to be written, and what the tab shows.
-    const settings = () => ({ settings: values(), system: system.value, head: P.state.head, view: P.views.now });
+    const settings = () => ({ settings: values(), system: system.value, head: P.state.head, view: P.views.now, page: P.page });
     const submit = (text) => {
       if (P.state.running || !loaded || !text.trim()) return;
       P.setState({ running: true });

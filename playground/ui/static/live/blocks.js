@@ -24,7 +24,7 @@
 
   P.view("blocks", {
     title: "KV blocks",
-    tip: "The physical blocks of the KV cache. A block keeps the keys and values of so many tokens; a square is filled as far as its block is. Blocks that nobody holds but whose content is kept are cached: a prompt that begins alike finds them.",
+    tip: "The physical blocks of the KV cache. A block keeps the keys and values of so many tokens; a square is filled as far as its block is. Blocks that nobody holds but whose content is kept are cached: a prompt that begins alike finds them. Filled: how many of the token slots of the blocks in use hold a token.",
     mount: (view) => {
       const { store } = view;
       const map = P.canvas({ label: "Map of the KV blocks", height: 168, className: "map" });
@@ -270,7 +270,7 @@
         const filled = used ? slots / (used * store.facts.block_size) : null;
         const said = [span < total ? `first ${P.count(span)} of ${P.count(total)}` : "", bucket > 1 ? `${bucket} blocks a square` : ""].filter(Boolean).join(" · ");
         if (scale.textContent !== said) scale.textContent = said;
-        const figures = [`${P.count(used)} in use`, `${P.count(both)} shared`, `${P.count(cached)} cached`, `${P.count(total - used - cached)} empty`, `slots filled ${P.written(format.percent(filled))}`];
+        const figures = [`${P.count(used)} in use`, `${P.count(both)} shared`, `${P.count(cached)} cached`, `${P.count(total - used - cached)} empty`, `${P.written(format.percent(filled))} filled`];
         view.note(frozen ? "held still" : figures.join(" · "));
         choose();
         const request = store.requests.get(store.followed);

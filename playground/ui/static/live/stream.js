@@ -47,6 +47,10 @@
     window.addEventListener("pageshow", (event) => { if (event.persisted) own(); }, { once: true });
   };
 
+  // What this page calls itself, so that the server knows whose replies to end when it says that it is being closed.
+  P.page = Array.from(crypto.getRandomValues(new Uint32Array(3)), (part) => part.toString(36)).join("");
+  window.addEventListener("pagehide", () => navigator.sendBeacon(at(`leave?page=${P.page}`)));
+
   P.stream = {
     onState: (listener) => listeners.push(listener),
     start: () => { if (window.SharedWorker) shared(); else own(); },
