@@ -221,7 +221,8 @@ def test_what_cannot_be_stored_for_long_is_counted_and_never_shown_as_complete(
         assert lost > 20
         writer.write(last=True)
         found = runs.find(RunQuery()).requests  # the requests are there, their recording is not
-        assert [(info.num_output_tokens, info.has_recording) for info in found] == [(60, False)] * len(generations)
+        assert sorted(info.num_output_tokens for info in found) == sorted(len(one.token_ids) for one in generations)
+        assert not any(info.has_recording for info in found)
 
 
 def test_rows_of_gaps_are_seconds_as_float32(store: SessionStore, engine: Engine) -> None:
