@@ -129,4 +129,4 @@ def test_measured_ceilings_are_shown() -> None:
     ]
     shown = view(info("ceilings"), {"rows": rows})
     assert shown["error"] is None
-    assert shown["sections"][1]["rows"] == [("float32", "10.0", "200", "20.0")]
+    assert shown["sections"][1]["rows"] == (("float32", "10.0", "200", "20.0"),)
