@@ -1,4 +1,4 @@
-"""`python -m playground.ui.lab.child …`: the `playground` command, in a process that ends when its parent does.
+"""`python -m playground.ui.lab.child MODULE …`: runs a module as `python -m` does, and ends when its parent does.
 
 The parent holds the other end of standard input. That closes when the parent ends, however it ends; then this process
 and everything it has started are killed, so that no benchmark is left behind to disturb whoever uses the machine next.
@@ -19,8 +19,8 @@ def _end_with_parent() -> None:
 
 def main() -> None:
     threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
-    sys.argv[0] = "playground"
-    runpy.run_module("playground", run_name="__main__", alter_sys=True)
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -113,7 +114,10 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This process's own, with `folder` for temporary files and our package found wherever the process is."""
-    root = str(Path(__file__).resolve().parents[3])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
+    """This process's own, with `folder` for temporary files, and the modules that this process would import."""
+    paths = [str(Path(__file__).resolve().parents[3]), *filter(None, sys.path)]
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "TMPDIR": str(folder),
+        "PYTHONUNBUFFERED": "1",
+    }

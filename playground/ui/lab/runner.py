@@ -28,7 +28,7 @@ from playground.ui.lab.results import ResultFiles
 logger = logging.getLogger(__name__)
 
 SHOWN_LINES = 12
-PROGRAM = (sys.executable, "-m", "playground.ui.lab.child")
+PROGRAM = (sys.executable, "-m", "playground.ui.lab.child", "playground")
 LEASE = "A benchmark is running"
 BUSY = "A benchmark is running: wait for its end, or stop it."
 _PROGRESS = re.compile(r"(\d{1,6}) of (\d{1,6}): ")

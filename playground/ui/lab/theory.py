@@ -57,7 +57,6 @@ def _loaded(host: EngineHost) -> Entry | None:
         "head_dim": model.head_dim,
         "weight_bits": weights * 8 / model.num_parameters,
         "kv_dtype": config.kv_cache_dtype,
-        "dtype": config.dtype,
         "window": model.sliding_window,
     }
 
@@ -90,7 +89,6 @@ def _ceilings(results: ResultFiles) -> list[Entry]:
                 "name": f"{info.machine}, measured, {dtype}",
                 "bandwidth": bandwidth,
                 "operations": operations,
-                "dtype": dtype,
             }
             for dtype, bandwidth, operations in limits(data)
         ]

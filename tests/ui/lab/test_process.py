@@ -93,7 +93,8 @@ def test_a_benchmark_ends_when_the_app_is_killed(tmp_path: Path) -> None:
     """The real child process, with a command that would take long; its parent dies without a word."""
     parent = f"""
 import subprocess, sys, time
-one = subprocess.Popen([sys.executable, '-m', 'playground.ui.lab.child', 'bench', 'engine', '--peer', 'none'],
+one = subprocess.Popen([sys.executable, '-m', 'playground.ui.lab.child', 'playground',
+                        'bench', 'engine', '--peer', 'none'],
                        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                        start_new_session=True, cwd={str(tmp_path)!r})
 print(one.pid, flush=True)

@@ -14,22 +14,21 @@
     build: ({ models, devices }) => {
       let [known, limits] = [models, devices];
       let steps = [];
-      const scientific = (unit, scale) => (value) => P.format.number(value / scale, unit);
       const spread = (from, to) => Array.from({ length: 10 * (to - from) + 1 }, (_, index) => Number((10 ** (from + index / 10)).toPrecision(3)));
       const model = L.select({ label: "Model", tip: "Its parameters, layers, heads and the type of its cache.", options: [], onInput: () => update() });
-      const device = L.select({ label: "Limits", tip: "Of a datasheet, as measured here by the Ceilings benchmark, or by hand.", options: [], onInput: (value) => { if (value !== "") setLimits(limits[Number(value)]); update(); } });
-      const byHand = () => { device.value = ""; update(); };
-      const bandwidth = L.slider({ label: "Bandwidth", tip: "Bytes that can be read in a second.", values: spread(9, 13), value: 1.555e12, format: scientific("GB/s", 1e9), onInput: byHand });
-      const rate = L.slider({ label: "Arithmetic", tip: "Operations that can be done in a second.", values: spread(10, 16), value: 312e12, format: scientific("TFLOP/s", 1e12), onInput: byHand });
-      let exact = null;
-      const setLimits = (one) => { bandwidth.value = one.bandwidth; rate.value = one.operations; exact = one; };
+      const device = L.select({ label: "Limits", tip: "Of a datasheet, as measured here by the Ceilings benchmark, or by hand.", options: [], onInput: (value) => { if (value === "") byHand(); else { setLimits(limits[Number(value)]); update(); } } });
+      let exact = null; // the limits that were chosen, between two positions of the sliders; null: what the sliders say
+      const byHand = () => { device.value = ""; exact = null; bandwidth.value = bandwidth.value; rate.value = rate.value; update(); };
+      const bandwidth = L.slider({ label: "Bandwidth", tip: "Bytes that can be read in a second.", values: spread(9, 13), value: 1.555e12, format: (value) => P.format.number((exact ? exact.bandwidth : value) / 1e9, "GB/s"), onInput: byHand });
+      const rate = L.slider({ label: "Arithmetic", tip: "Operations that can be done in a second.", values: spread(10, 16), value: 312e12, format: (value) => P.format.number((exact ? exact.operations : value) / 1e12, "TFLOP/s"), onInput: byHand });
+      const setLimits = (one) => { exact = one; bandwidth.value = one.bandwidth; rate.value = one.operations; };
       const batch = L.slider({ label: "Requests at once", tip: "Each computes the tokens below in the step.", values: BATCHES, value: 8, format: (value) => [P.count(value), ""], onInput: () => update() });
       const context = L.slider({ label: "Context", tip: "Tokens of each request in the cache after the step.", values: powers(4, 17), value: 2048, format: (value) => [P.count(value), "tokens"], onInput: () => update() });
       const tokens = L.slider({ label: "Tokens a request", tip: "Computed in the step: 1 decodes, K + 1 verifies K drafts, more is a chunk of a prompt.", values: [1, 2, 3, 4, 5, 6, 8, 12, 16, 32, 64, 128, 256, 512, 1024, 2048], value: 1, format: (value) => [P.count(value), value === 1 ? "decode" : value <= 16 ? "verify" : "prefill"], onInput: () => update() });
 
       const chosen = () => known[Number(model.value)] || known[0];
       const shape = () => { const one = chosen(); return { parameters: one.parameters, weightBits: one.weight_bits, layers: one.layers, heads: one.heads, headDim: one.head_dim, kvBytesPerToken: F.kvBytesPerToken({ layers: one.layers, kvHeads: one.kv_heads, headDim: one.head_dim, dtype: one.kv_dtype in F.DTYPES ? one.kv_dtype : "bfloat16" }) }; };
-      const ceiling = () => (device.value !== "" && exact ? exact : { bandwidth: bandwidth.value, operations: rate.value });
+      const ceiling = () => (exact || { bandwidth: bandwidth.value, operations: rate.value });
       const at = (requests, length) => { const step = F.step(shape(), { batch: requests, context: length, tokens: tokens.value }); return { ...step, ...F.bound(step, ceiling()) }; };
       const contexts = () => [Math.max(16, context.value / 8), context.value, Math.min(131072, context.value * 8)].filter((one, index, all) => all.indexOf(one) === index);
       const short = (length) => (length >= 1024 ? `${length / 1024}k` : String(length));

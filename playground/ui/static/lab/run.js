@@ -29,7 +29,7 @@
         why.textContent = reason || "";
         const busy = Boolean(state.job && state.job.state === "running");
         button.disabled = Boolean(reason) || busy || actions.asking();
-        button.textContent = actions.asking() ? "Starting" : busy ? "Another one runs" : "Run";
+        button.textContent = actions.asking() ? "Starting" : busy ? (state.job.benchmark === one.name ? "Running" : "Another one runs") : "Run";
         node.querySelector("form").hidden = Boolean(reason);
         const mine = state.results.filter((result) => !result.error && L.kinds(one.name).includes(result.kind));
         before.replaceChildren(el("h3", { text: "Measured before" }), ...(mine.length ? [el("ul", { class: "plain" }, ...mine.map(L.resultLink))] : [el("p", { class: "note", text: "Nothing yet. What this benchmark measures will be listed here, with the machine, the versions and the date." })]));
