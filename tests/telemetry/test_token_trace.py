@@ -19,8 +19,8 @@ WORDS = TOKENIZER.encode("Once upon a time there was a fox", add_special_tokens=
 
 
 def step(number: int, *slices: ScheduledSlice) -> StepEvent:
-    zeros = dict.fromkeys(StepEvent._fields, 0)
-    return StepEvent(**{**zeros, "step": number, "time_ns": number * 10_000_000, "forward_ns": 5_000_000, "requests": slices})  # fmt: skip
+    values = dict.fromkeys(StepEvent._fields, 0) | {"step": number, "time_ns": number * 10_000_000}
+    return StepEvent(**values | {"forward_ns": 5_000_000, "requests": slices})  # type: ignore[arg-type]
 
 
 def share(tokens: list[int], drafts: list[int] = [], accepted: int = 0, bonus: bool = False) -> ScheduledSlice:  # noqa: B006

@@ -10,7 +10,7 @@ from playground import Engine
 from playground.sessions import SessionStore
 from playground.ui.handlers import ChatHandlers
 from tests.ui.conftest import TAB, event, request
-from tests.ui.endless import ENDLESS, LONG, SHORT
+from tests.ui.endless import ENDLESS, LONG, ODD, SHORT
 
 SKIP = gr.skip()
 
@@ -210,3 +210,67 @@ def test_malformed_events_are_answered_and_not_raised(handlers: ChatHandlers) ->
     ):
         outputs = asyncio.run(collect(handlers.send(event(**data), request())))
         assert (outputs and outputs[-1][0]["chat"] is None) or outputs[-1][0]["messages"]
+
+
+def test_the_frames_carry_every_token_with_its_step(handlers: ChatHandlers) -> None:
+    outputs = asyncio.run(collect(send(handlers, settings=LONG)))
+    rows: list[Any] = []
+    frames = [frame for frame in views_of(outputs, 1) if frame["run"] is not None]
+    for frame in frames:
+        assert frame["tokens_at"] <= len(rows)
+        rows = rows[: frame["tokens_at"]] + list(frame["rows"])
+    reply = views_of(outputs, 0)[-1]["messages"][1]
+    assert "".join(row[1] for row in rows) == reply["text"] and reply["tokens"] is True
+    assert len(rows) == 200 and all(row[2] == "target" for row in rows)
+    assert frames[-1]["phase"] == "writing" and frames[-1]["figures"][0][0] == "200 tokens"
+
+
+def test_versions_are_told_and_switched(handlers: ChatHandlers) -> None:
+    chat = views_of(asyncio.run(collect(send(handlers, settings={**ODD, "seed": "1"}))), 0)[-1]
+    old = chat["messages"][1]
+    data = {"chat": chat["chat"], "head": old["id"], "settings": {**ODD, "seed": "2"}, "system": ""}
+    new = views_of(asyncio.run(collect(handlers.retry(event(**data), request()))), 0)[-1]["messages"][1]
+    assert new["versions"] == [old["id"], new["id"]] and "versions" not in old
+    back = asyncio.run(handlers.switch(event(chat=chat["chat"], message=old["id"])))
+    assert back["messages"][1]["id"] == old["id"] and back["messages"][1]["text"] == old["text"]
+    stale = views_of(asyncio.run(collect(handlers.retry(event(**{**data, "head": new["id"]}), request()))), 0)[-1]
+    assert "another tab" in stale["error"] and stale["messages"][1]["id"] == old["id"]
+
+
+def test_a_cut_reply_is_continued(handlers: ChatHandlers) -> None:
+    chat = views_of(asyncio.run(collect(send(handlers))), 0)[-1]
+    reply = chat["messages"][1]
+    assert reply["continuable"] and reply["cut"]
+    data = {"chat": chat["chat"], "head": reply["id"], "settings": SHORT, "system": ""}
+    outputs = asyncio.run(collect(handlers.extend(event(**data), request())))
+    longer = views_of(outputs, 0)[-1]["messages"][1]
+    assert longer["text"].startswith(reply["text"]) and len(longer["text"]) > len(reply["text"])
+    assert "continued" in [text for text, _ in longer["figures"]]
+
+
+def test_a_deleted_chat_can_be_brought_back_and_is_not_seen_meanwhile(
+    handlers: ChatHandlers, store: SessionStore
+) -> None:
+    chat = views_of(asyncio.run(collect(send(handlers))), 0)[-1]["chat"]
+    empty, _, chats = asyncio.run(handlers.delete(event(id=chat, chat=chat), request()))
+    assert empty["chat"] is None and chats["sessions"] == []
+    (refused,) = asyncio.run(collect(send(handlers, chat=chat)))
+    assert "no longer exists" in refused[0]["error"]
+    outputs = asyncio.run(collect(handlers.restore(event(id=chat, open=True), request())))
+    assert [session["id"] for session in outputs[0][2]["sessions"]] == [chat]
+    assert len(views_of(outputs, 0)[-1]["messages"]) == 2
+    late = asyncio.run(collect(handlers.restore(event(id=chat), request())))
+    assert "too late" in late[0][2]["error"]
+    asyncio.run(handlers.delete(event(id=chat), request()))
+    handlers.close()
+    assert store.get_chat(chat) is None
+
+
+def test_eight_tabs_are_written_to_at_once(handlers: ChatHandlers, engine: Engine) -> None:
+    async def scenario() -> list[list[tuple[Any, ...]]]:
+        return await asyncio.gather(*(collect(send(handlers, f"hello {n}", LONG, tab=f"tab-{n}")) for n in range(8)))
+
+    for outputs in asyncio.run(scenario()):
+        reply = views_of(outputs, 0)[-1]["messages"][1]
+        assert reply["status"] == "done" and reply["tokens"]
+    assert engine.stats().num_running == 0 and len(engine.events._subscriptions) == 1  # the hub's
