@@ -25,6 +25,7 @@ class Source:
     def __init__(self, num_blocks: int = 16) -> None:
         self.events = EventStream()
         self.config = EngineConfig(model="somewhere/a-model")
+        self.model_config = None
         self.snapshot = KVSnapshot(time.perf_counter_ns(), num_blocks, 4, (), ())
         self.num_snapshots = 0
         self.closed = False

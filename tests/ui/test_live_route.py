@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -14,9 +14,24 @@ from starlette.applications import Starlette
 
 from playground import Engine, SamplingParams
 from playground.telemetry import FrameFeed, TelemetryHub
+from playground.ui.host import EngineHost
 from playground.ui.live_route import live_routes
 
 PATIENCE_SECONDS = 15.0
+
+
+@dataclass
+class HostOf:
+    """What the route reads of a host: one feed, and nothing that changes."""
+
+    feed: FrameFeed
+    revision: int = 1
+    serving: None = None
+    busy: None = None
+    task: None = None
+
+    def on_change(self, listener: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None
 
 
 @dataclass
@@ -36,7 +51,7 @@ def server(engine: Engine) -> Iterator[Server]:
     with TelemetryHub(engine) as hub:
         feed = FrameFeed(engine, hub, linger_seconds=0.1)
         left: list[str] = []
-        routes = live_routes(feed, [left.append])
+        routes = live_routes(cast(EngineHost, HostOf(feed)), [left.append])
         app = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=app.run, daemon=True)
         thread.start()
@@ -56,8 +71,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def next_frame(stream: http.client.HTTPResponse) -> dict[str, Any]:
-    while not (line := stream.readline().decode()).startswith("data: "):
+    event = ""
+    while not (line := stream.readline().decode()).startswith("data: ") or event == "host":
         assert line, "the stream has ended"
+        if line.startswith("event: "):
+            event = line.removeprefix("event: ").strip()
+        elif line == "\n":
+            event = ""
     frame: dict[str, Any] = json.loads(line[6:])
     return frame
 

@@ -98,7 +98,7 @@ async def _watch_frames(host: EngineHost, browser: Browser, seen: TabSeen) -> No
 
 
 async def _watch_reply(handlers: ChatHandlers, number: int, seen: TabSeen, until: float) -> None:
-    sent = _event(text=f"Tell me story number {number}.", settings=ENDLESS)
+    sent = _event(text=f"Tell me story number {number}.", settings=ENDLESS, page=f"page{number}")
     last = None
     async with aclosing(handlers.send(sent, _tab(number))) as frames:
         async for _, live, _ in frames:
@@ -123,7 +123,7 @@ async def stream_at_once(host: EngineHost, handlers: ChatHandlers, tabs: int, se
     await asyncio.gather(*(_watch_reply(handlers, number, one, until) for number, one in enumerate(seen)))
     for number, browser in enumerate(browsers):
         browser.close()
-        handlers.unload(_tab(number))
+        handlers.leave(f"page{number}")
     await asyncio.gather(*watching)
     return seen
 
@@ -138,12 +138,14 @@ async def open_and_close(host: EngineHost, handlers: ChatHandlers, cycles: int) 
             while not (await anext(stream)).startswith("data: "):
                 pass
             if number % 4 == 0:
-                async with aclosing(handlers.send(_event(text="Hello", settings=ENDLESS), tab)) as frames:
+                async with aclosing(
+                    handlers.send(_event(text="Hello", settings=ENDLESS, page=f"page{number}"), tab)
+                ) as frames:
                     async for _, live, _ in frames:
                         if isinstance(live, dict) and live.get("text"):
                             break
             browser.close()
-            handlers.unload(tab)
+            handlers.leave(f"page{number}")
 
 
 async def settle(host: EngineHost, threads: int, seconds: float = 20.0) -> Left:

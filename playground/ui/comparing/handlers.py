@@ -115,10 +115,6 @@ class CompareHandlers:
             file = {"name": f"{name}.json", "type": "application/json", "text": text}
         return {"rev": next(_revisions), "download": file, "problem": None}
 
-    def unload(self, request: gr.Request) -> None:
-        """The tab was closed; what it started goes on and is stored."""
-        self._shown.pop(_tab(request), None)
-
     # Streaming
 
     async def _start(self, fields: Callable[[], View], tab: str) -> Frames:

@@ -19,7 +19,6 @@ def build(context: PageContext) -> None:
     page = surface("mountCompare", "compare", events=EVENTS, config=_config(), live=True)
     download = surface("mountDownload", "compare-download", live=True)
     context.demo.load(do.load, None, [page], **QUIET)
-    context.demo.unload(do.unload)
     page.run(do.run, None, [page], **MANY)
     page.preset(do.preset, None, [page], **MANY)
     page.stop(do.stop, None, None, queue=False, **MANY)
