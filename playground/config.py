@@ -132,7 +132,7 @@ class QuantizationConfig(Validated):
         if self.double_quant and self.method != "nf4":
             raise ValueError(f"double_quant=True is for method 'nf4', not {self.method!r}: leave it out.")
         for field in ("act_order", "static_groups", "damping"):
-            if field in self.model_fields_set and self.method != "gptq":
+            if getattr(self, field) != type(self).model_fields[field].default and self.method != "gptq":
                 raise ValueError(f"{field} is for method 'gptq', not {self.method!r}: leave it out.")
         return self
 

@@ -90,7 +90,7 @@ def quick_plan(models: tuple[str, ...] = (), dtypes: tuple[str, ...] = (), repea
         repeats=repeats or 2,
         first_token_prompts=(8, 24),
         batches=(Batch("1", (8,), (6,), 1.4), Batch("3 mixed", (4, 9, 14), (4, 6, 8), 2.0)),
-        steps_batch=Batch("3 equal", (8,) * 3, (8,) * 3),
+        steps_batch=Batch("3 equal", (8,) * 3, (24,) * 3),  # long enough for all three to run at once
     )
 
 

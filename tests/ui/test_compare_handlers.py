@@ -90,7 +90,6 @@ def test_a_closed_tab_does_not_end_the_comparison(compare: CompareHandlers, fiel
     async def scenario() -> None:
         async with aclosing(compare.run(event(**fields()), request())) as stream:
             await anext(stream)
-        compare.unload(request())
 
     asyncio.run(scenario())
     until = time.monotonic() + 30
