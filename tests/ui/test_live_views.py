@@ -141,7 +141,9 @@ def test_nothing_is_mounted_anew_and_an_idle_page_is_quiet(new_tab: NewTab) -> N
     assert tab.page.evaluate("window.__canvases.length") >= 6 + 2 + 2 + 3 + 1
     assert tab.page.evaluate("window.__canvases.every((canvas) => canvas.isConnected)")
     tab.wait("() => Playground.live.now.tokens_per_second === null && Playground.live.now.step > 0")
-    tab.page.wait_for_timeout(600)
+    seen = None  # at rest, once the machine's rates have been measured: that is done when nothing else runs, and told
+    while seen != (seen := tab.page.evaluate("Playground.live.seq")):
+        tab.page.wait_for_timeout(3000)
     tab.page.evaluate(
         """() => { window.__changes = 0; window.__seq = Playground.live.seq;
         new MutationObserver((all) => { window.__changes += all.length; })

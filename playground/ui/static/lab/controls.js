@@ -55,7 +55,7 @@
     const node = el("div", { class: "headline" }, ...entries.map(({ label, tip }, index) => el("div", { class: "figure", "data-tip": tip, tabindex: "0" }, el("span", { class: "label", text: label }), values[index])));
     return {
       node,
-      set: (all) => all.forEach(([number, unit], index) => values[index].replaceChildren(el("b", { text: number }), unit ? el("small", { text: unit }) : "")),
+      set: (all) => all.forEach(([number, unit], index) => values[index].replaceChildren(el("b", { text: number }), unit ? " " : "", unit ? el("small", { text: unit }) : "")),
     };
   };
 
