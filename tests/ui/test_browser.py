@@ -83,7 +83,8 @@ def test_a_reply_streams_in_place_and_ends_with_its_figures(new_tab: NewTab) -> 
     tab.wait_tile("KV blocks in use", "0")
     assert re.match(r"[\d.]+", tab.tile("Time to first token")) and re.match(r"[\d.]+", tab.tile("Memory"))
     assert re.search(r"0 in use · 0 shared · [1-9]\d* cached", tab.view("blocks").locator(".note").first.inner_text())
-    definition = tab.replies.last.locator(".figures span").nth(1).get_attribute("data-tip")
+    first_token = tab.replies.last.locator(".figures [data-tip]", has_text="first token").last
+    definition = first_token.get_attribute("data-tip")
     assert definition is not None and "first token" in definition
 
 

@@ -62,7 +62,7 @@ def test_a_benchmark_runs_in_its_own_process_and_its_result_can_be_deleted(brows
         tab.page.get_by_role("button", name="Run", exact=True)
     ).first.wait_for()
     tab.page.get_by_role("link", name="Run a quick one").click()
-    tab.page.get_by_role("textbox", name="Model", exact=True).fill("no-such-model")
+    tab.page.get_by_role("textbox", name="Model").locator("visible=true").first.fill("no-such-model")
     tab.page.get_by_role("button", name="Run", exact=True).click()
     job = tab.page.get_by_role("region", name="Benchmark", exact=True)
     job.get_by_text("is neither").first.wait_for()
