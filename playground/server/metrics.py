@@ -167,7 +167,7 @@ class EngineMetrics:
         self._count_ended(watch)
 
     def _step(self, watch: _Watch, event: StepEvent) -> None:
-        ended_ns = event.time_ns + event.duration_ns
+        emitted_ns = event.time_ns + event.duration_ns - event.post_ns  # what comes after is bookkeeping
         self._add("playground:steps", watch)
         for part in PARTS:
             self._add("playground:step_part_seconds", watch, getattr(event, f"{part}_ns") / NS_PER_S, part=part)
@@ -193,9 +193,9 @@ class EngineMetrics:
             request = requests.get(one.request_id)
             if request is not None and one.num_emitted:
                 if request.emitted_ns is not None:
-                    gap = (ended_ns - request.emitted_ns) / NS_PER_S
+                    gap = (emitted_ns - request.emitted_ns) / NS_PER_S
                     self._observe("vllm:inter_token_latency_seconds", watch, gap)
-                request.emitted_ns = ended_ns
+                request.emitted_ns = emitted_ns
         self._count_ended(watch)
 
     def _request(self, watch: _Watch, event: RequestEvent) -> None:
