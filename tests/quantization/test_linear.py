@@ -1,5 +1,7 @@
 """Quantized layers against float64 products with the weight as it is defined, for every form, layout and dtype."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,10 +21,18 @@ CPU = torch.device("cpu")
 
 
 def error(y: Tensor, x: Tensor, weight: QuantizedWeight, extra: Tensor | float = 0.0) -> float:
-    """The largest difference from the exact sum, as a share of it and the root of the sum of squares of its terms."""
+    """The largest difference from the exact sum, as a share of it and the root of the sum of squares of its terms.
+
+    A weight of codes * scale - offset is two terms: scales and offsets are rounded apart, and what is left of their
+    difference may be much smaller than both.
+    """
     exact = weight.dequantize(torch.float64)
     sums = x.double() @ exact.t()
-    terms = (x.double().square() @ exact.square().t()).sqrt() + sums.abs() + torch.as_tensor(extra).abs() + 1e-30
+    squares = exact.square()
+    if weight.offsets is not None:
+        offsets = exact - replace(weight, offsets=torch.zeros_like(weight.offsets)).dequantize(torch.float64)
+        squares = (exact - offsets).square() + offsets.square()
+    terms = (x.double().square() @ squares.t()).sqrt() + sums.abs() + torch.as_tensor(extra).abs() + 1e-30
     return float(((y.double() - sums - extra).abs() / terms).max())
 
 
