@@ -55,7 +55,10 @@ class StepCosts:
         """Nanoseconds of a plain step, where nothing was observed since it was worked out."""
 
     def observe(self, cost: StepCost, num_rounds: int) -> None:
-        """Learn from one step in which drafting took `num_rounds` rounds, one token each of every sequence."""
+        """Learn from one step in which drafting took `num_rounds` rounds, one token each of every sequence.
+
+        Without rounds, the time of drafting is that of planning and of looking drafts up: it counts with the step's.
+        """
         self._num_steps += 1
         row, width = _row(cost.num_seqs), _rounded(cost.num_target_tokens / cost.num_seqs)
         target, draft = self._target.get(row, _Curve()), self._draft.get(row, _Curve())
@@ -65,7 +68,8 @@ class StepCosts:
                 most_target = MAX_SURPRISE * self._target_ns(cost.num_seqs, width)
             if num_rounds and not draft.count(num_rounds):
                 most_draft = MAX_SURPRISE * self._draft_ns(cost.num_seqs, num_rounds)
-        target.add(width, self._num_steps, max(1, cost.target_ns), most_target)
+        target_ns = cost.target_ns if num_rounds else cost.target_ns + cost.draft_ns
+        target.add(width, self._num_steps, max(1, target_ns), most_target)
         self._target[row] = target
         self._plain.pop(row, None)
         if num_rounds:
