@@ -17,9 +17,10 @@ from playground.engine.kv_snapshot import KVSnapshot, RequestBlocks
 from playground.errors import PlaygroundError
 from playground.sessions.rows import id_runs
 from playground.sessions.run_records import RecordedRun, RequestInfo
-from playground.telemetry.frames import EngineFacts, LiveEvent
+from playground.telemetry.frames import LiveEvent
 from playground.telemetry.memory import MemorySample, MemorySource
 from playground.telemetry.recording import RecordedToken, Recording, replay_frames
+from playground.telemetry.rows import EngineFacts
 
 SUFFIX = ".run.json.zst"
 FORMAT = "inference-playground-run"

@@ -17,7 +17,7 @@ from playground.sessions.errors import StorageError
 from playground.sessions.run_records import RecordedRun, RequestInfo, RunConfigInfo, RunPage, RunQuery, StorageInfo
 from playground.sessions.store import SessionStore
 from playground.sessions.transcriber import Batch
-from playground.telemetry.frames import EngineFacts
+from playground.telemetry.rows import EngineFacts
 
 T = TypeVar("T")
 
