@@ -33,6 +33,8 @@ MAX_BLOCKS = 2**20
 MAX_LENGTH = 2**21
 """Tokens of one request."""
 LEVEL = 19
+_UNPLAYABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""What events raise that are each well formed and do not fit together."""
 
 
 class RunFileError(PlaygroundError):
@@ -215,7 +217,7 @@ def unpack(data: bytes) -> tuple[RecordedRun, Tour | None]:
     recording = _recording(content)
     try:
         replay_frames(recording, max_frames=64)
-    except Exception:
+    except _UNPLAYABLE:
         raise RunFileError(
             "This file cannot be played: its events do not fit together. Export the run again."
         ) from None

@@ -36,6 +36,7 @@ class TelemetryHub:
         self._engine = engine
         self._device = device
         self._lock = threading.Lock()
+        self._handing = threading.Lock()  # whoever hands events on does so in order
         self._steps: deque[StepEvent] = deque(maxlen=recent_steps)
         self._waiting: set[int] = set()
         self._memory = MemorySample(0, "process")
@@ -83,6 +84,12 @@ class TelemetryHub:
     def unsubscribe(self, subscription: Subscription) -> None:
         self._out.unsubscribe(subscription)
 
+    def hand_on(self) -> None:
+        """Hand on now what the engine has told until now, which the hub's thread would a moment later."""
+        with self._handing:
+            if self._source is not None:
+                self._take(self._source.drain())
+
     def recent_steps(self, limit: int | None = None) -> list[StepEvent]:
         """The latest steps, oldest first."""
         with self._lock:
@@ -117,14 +124,14 @@ class TelemetryHub:
         while not self._stopping.is_set():
             if source.wait(IDLE_WAIT_SECONDS):
                 self._stopping.wait(DRAIN_SECONDS)  # let events gather: one lock for many
-                self._take(source.drain())
+                self.hand_on()
             if time.monotonic() >= next_memory:
                 used, load = memory.sample(), gpu.sample()
                 with self._lock:
                     self._memory, self._gpu = used, load
                 next_memory = time.monotonic() + MEMORY_SECONDS
         self._engine.events.unsubscribe(source)
-        self._take(source.drain())
+        self.hand_on()
         memory.close()
         gpu.close()
 

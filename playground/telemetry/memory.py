@@ -13,6 +13,8 @@ import psutil
 from playground.telemetry.nvml import NvmlDevice, cuda_index
 
 MemorySource = Literal["process", "nvml", "torch"]
+_NO_CUDA = (ImportError, RuntimeError, AssertionError)
+"""What torch raises without a GPU, a driver or support for them."""
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -71,7 +73,7 @@ class MemorySampler:
             import torch
 
             free, total = torch.cuda.mem_get_info(index)
-        except Exception:
+        except _NO_CUDA:
             return None
         return MemorySample(time.perf_counter_ns(), "torch", int(total - free), int(total), self._reserved())
 
@@ -80,7 +82,7 @@ class MemorySampler:
             import torch
 
             return int(torch.cuda.memory_reserved(self._cuda_index))
-        except Exception:
+        except _NO_CUDA:
             return None
 
 

@@ -142,6 +142,16 @@ def test_memory_that_was_not_read_yet_is_missing_and_not_zero():
     assert TelemetryHub(Source()).memory().used_bytes is None
 
 
+def test_who_cannot_wait_for_the_next_round_has_everything_handed_on_at_once_and_in_order():
+    source = Source()
+    with TelemetryHub(source) as hub:
+        consumer = hub.subscribe()
+        for number in range(200):
+            source.events.emit([step_event(number)])
+            hub.hand_on()
+            assert [event.step for event in consumer.drain()] == [number]
+
+
 def test_events_beyond_the_hubs_queue_are_lost_oldest_first_and_counted():
     source = Source()
     with TelemetryHub(source) as hub:
