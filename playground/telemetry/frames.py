@@ -22,7 +22,8 @@ A frame is a JSON object:
     columns   full frames: the names of the columns of all rows, in order
     history   opening frames, which a reader starts from: the `SampleRow`s until now (`steps` has the latest steps, too)
 
-Times are in ms with three decimals, sizes in bytes, durations in ms. null is "not measured", never 0.
+Rows are defined in `telemetry.rows`. Times are in ms with three decimals, sizes in bytes, durations in ms. null is "not
+measured", never 0.
 """
 
 from collections import deque
