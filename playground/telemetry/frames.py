@@ -275,7 +275,7 @@ class LiveState:
         generated, prompt = self._rates.read(now_ns)
         first_token = self._first_tokens.latest_seconds
         gaps, drafts = self._gaps.read(now_ns), self._drafts.read(chain=not self.facts.draft_tree)
-        blocks = self._blocks if self.facts.num_blocks else None
+        paged, blocks = self.facts.num_blocks > 0, self._blocks
         states = [sequence.state for sequence in self._sequences.values()]
         memory, gpu = self._memory, self._gpu
         return SampleRow(
@@ -290,10 +290,10 @@ class LiveState:
             num_drafts=drafts.num_drafts,
             running=states.count("running"),
             waiting=states.count("queued") + states.count("preempted"),
-            blocks_in_use=blocks and blocks.num_in_use,
-            blocks_shared=blocks and blocks.num_shared,
-            blocks_cached=blocks and blocks.num_cached,
-            slots_in_use=blocks and blocks.num_slots_in_use,
+            blocks_in_use=blocks.num_in_use if paged else None,
+            blocks_shared=blocks.num_shared if paged else None,
+            blocks_cached=blocks.num_cached if paged else None,
+            slots_in_use=blocks.num_slots_in_use if paged else None,
             memory_used=memory and memory.used_bytes,
             memory_total=memory and memory.total_bytes,
             memory_reserved=memory and memory.reserved_bytes,
