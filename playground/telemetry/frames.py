@@ -285,7 +285,7 @@ class LiveState:
             first_token_ms=_rounded(None if first_token is None else first_token * 1000),
             gap_p50_ms=_rounded(gaps.p50_ms),
             gap_p95_ms=_rounded(gaps.p95_ms),
-            num_gaps=gaps.count,
+            num_gaps=gaps.num_gaps,
             acceptance=_rounded(drafts.acceptance),
             num_drafts=drafts.num_drafts,
             running=states.count("running"),

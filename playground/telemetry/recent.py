@@ -21,7 +21,7 @@ class GapFigures(NamedTuple):
 
     p50_ms: float | None
     p95_ms: float | None
-    count: int
+    num_gaps: int
 
 
 class RecentGaps:

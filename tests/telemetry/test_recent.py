@@ -24,7 +24,7 @@ def test_gaps_are_bounded() -> None:
     gaps = RecentGaps()
     for _ in range(MAX_GAPS + 10):
         gaps.add(NS_PER_S, MS)
-    assert gaps.read(NS_PER_S).count == MAX_GAPS
+    assert gaps.read(NS_PER_S).num_gaps == MAX_GAPS
 
 
 def test_drafts_are_those_of_the_window_that_ends_with_the_latest_verification() -> None:
