@@ -238,6 +238,11 @@ def compress(
         tuple(calibration or ()), calibration_sequences, calibration_length, file_format, device, resume,
         target, target_of, rounds, layers_by, sparsity, kv_heads, pooling, heal,
     )  # fmt: skip
+    _make_smaller(options)
+
+
+def _make_smaller(options: Options) -> None:
+    method = options.method
     known = {**dict.fromkeys(QUANTIZATION_SHORT_NAMES, quantize_weights), **METHODS}
     if method not in known:
         raise ConfigError(

@@ -4,6 +4,7 @@ It can never slow the engine: its queue of events is bounded and drops the oldes
 dropped too. What was dropped is counted, and the runs that it belongs to are never shown as if they were complete.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -14,13 +15,13 @@ from playground.config import EngineConfig
 from playground.engine.events import Subscription
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats, Generation
-from playground.errors import PlaygroundError
+from playground.errors import PlaygroundError, RequestError
 from playground.models.config import DecoderConfig
 from playground.sessions.errors import StorageError
 from playground.sessions.run_store import RunStore
 from playground.sessions.transcriber import Batch, Note, Transcriber
 from playground.telemetry.feed import facts_of
-from playground.telemetry.hub import DRAIN_SECONDS, TelemetryHub
+from playground.telemetry.hub import TelemetryHub
 
 logger = logging.getLogger(__name__)
 
@@ -144,17 +145,23 @@ class _Watch:
             self._notes[request_id] = (time.monotonic() + NOTE_SECONDS, note)
 
     def flush(self, timeout: float) -> None:
-        time.sleep(2 * DRAIN_SECONDS)  # what the engine told is on its way through the hub
+        self._catch_up()
         with self._round:
             after = self._rounds + 2  # the one that is under way may have drained before
             self._wake.set()
             self._round.wait_for(lambda: self._rounds >= after or not self._thread.is_alive(), timeout)
 
     def close(self) -> None:
-        time.sleep(2 * DRAIN_SECONDS)
+        self._catch_up()
         self._closing = True
         self._wake.set()
         self._thread.join()
+
+    def _catch_up(self) -> None:
+        """Have all that was told until now in the queue: the end of a request is known before it is told."""
+        with contextlib.suppress(RequestError):  # closed: nothing is on its way any more
+            self.engine.kv_snapshot()  # between two steps
+        self._hub.hand_on()
 
     def _run(self) -> None:
         try:

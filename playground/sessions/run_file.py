@@ -17,9 +17,10 @@ from playground.engine.kv_snapshot import KVSnapshot, RequestBlocks
 from playground.errors import PlaygroundError
 from playground.sessions.rows import id_runs
 from playground.sessions.run_records import RecordedRun, RequestInfo
-from playground.telemetry.frames import EngineFacts, LiveEvent
+from playground.telemetry.frames import LiveEvent
 from playground.telemetry.memory import MemorySample, MemorySource
 from playground.telemetry.recording import RecordedToken, Recording, replay_frames
+from playground.telemetry.rows import EngineFacts
 
 SUFFIX = ".run.json.zst"
 FORMAT = "inference-playground-run"
@@ -32,6 +33,8 @@ MAX_BLOCKS = 2**20
 MAX_LENGTH = 2**21
 """Tokens of one request."""
 LEVEL = 19
+_UNPLAYABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""What events raise that are each well formed and do not fit together."""
 
 
 class RunFileError(PlaygroundError):
@@ -214,7 +217,7 @@ def unpack(data: bytes) -> tuple[RecordedRun, Tour | None]:
     recording = _recording(content)
     try:
         replay_frames(recording, max_frames=64)
-    except Exception:
+    except _UNPLAYABLE:
         raise RunFileError(
             "This file cannot be played: its events do not fit together. Export the run again."
         ) from None

@@ -43,8 +43,8 @@ from playground.sessions.tables import (
     table,
 )
 from playground.sessions.transcriber import Batch
-from playground.telemetry.frames import EngineFacts
 from playground.telemetry.recording import RecordedToken, Recording, excerpt
+from playground.telemetry.rows import EngineFacts
 
 recordings, segments, requests = table(EngineRecording), table(Segment), table(RecordedRequest)
 chats, messages, runs, configs, settings = table(Chat), table(Message), table(Run), table(RunConfig), table(Setting)

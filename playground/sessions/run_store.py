@@ -4,12 +4,14 @@ Every method may block: call it off the event loop. They raise `StorageError` wh
 """
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from playground.sessions import run_queries
 from playground.sessions.database import MEMORY
@@ -17,7 +19,7 @@ from playground.sessions.errors import StorageError
 from playground.sessions.run_records import RecordedRun, RequestInfo, RunConfigInfo, RunPage, RunQuery, StorageInfo
 from playground.sessions.store import SessionStore
 from playground.sessions.transcriber import Batch
-from playground.telemetry.frames import EngineFacts
+from playground.telemetry.rows import EngineFacts
 
 T = TypeVar("T")
 
@@ -112,7 +114,7 @@ class RunStore:
         """Make the file as small as what is in it. Where others use it just now, its free room is used later."""
         if self.path == MEMORY:
             return
-        with contextlib.suppress(Exception), self._store._engine.connect() as connection:
+        with contextlib.suppress(sqlite3.Error, SQLAlchemyError), self._store._engine.connect() as connection:
             driver: Any = connection.connection.driver_connection
             driver.execute("VACUUM")
             driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")

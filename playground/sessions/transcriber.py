@@ -16,10 +16,11 @@ from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.token_text import TextStream, text_stream
 from playground.sessions.codec import canonical_json, clean_text, split_metrics
 from playground.sessions.rows import Row, event_row, row_bytes, snapshot_json, step_tokens
-from playground.telemetry.frames import EngineFacts, LiveEvent, LiveState
+from playground.telemetry.frames import LiveEvent, LiveState
 from playground.telemetry.gpu import GpuSample
 from playground.telemetry.rates import NS_PER_S
 from playground.telemetry.recording import RecordedToken, shifted, told_ns
+from playground.telemetry.rows import EngineFacts
 
 SEGMENT_EVENTS = 20_000
 SEGMENT_NS = 60 * NS_PER_S

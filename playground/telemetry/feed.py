@@ -22,10 +22,11 @@ from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats
 from playground.errors import PlaygroundError
 from playground.telemetry.ceilings import MachineRates
-from playground.telemetry.frames import EngineFacts, Frame, LiveState
+from playground.telemetry.frames import Frame, LiveState
 from playground.telemetry.hub import TelemetryHub
 from playground.telemetry.pace import pause
 from playground.telemetry.roofline import ModelWork, model_work
+from playground.telemetry.rows import EngineFacts
 
 if TYPE_CHECKING:
     from playground.models.config import DecoderConfig

@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 
 from playground.engine.events import BlockEvent, RequestEvent, StepEvent
 from playground.engine.kv_snapshot import KVSnapshot
-from playground.telemetry.frames import SAMPLES_PER_SECOND, EngineFacts, Frame, LiveEvent, LiveState
+from playground.telemetry.frames import SAMPLES_PER_SECOND, Frame, LiveEvent, LiveState
 from playground.telemetry.rates import NS_PER_S
+from playground.telemetry.rows import EngineFacts
 
 MAX_FRAMES = 1200
 """A longer recording shows several steps at once."""

@@ -23,7 +23,6 @@ QUANTITIES = (
     ("Between tokens", "inter_token_latency"),
     ("Whole request", "e2e_latency"),
 )
-BETWEEN = "Inter-token latency (ITL), measured: between one step that gave a request tokens and its next one."
 
 
 def row(info: RequestInfo) -> dict[str, Any]:
@@ -62,8 +61,7 @@ def percentiles(latencies: Latencies) -> list[dict[str, Any]]:
         found = distribution(getattr(latencies, name))
         cells = [{"ms": _ms(found.percentiles[share]), "doubt": found.doubtful(share)} for share in SHARES]
         cells.append({"ms": _ms(found.largest), "doubt": None})
-        tip = BETWEEN if name == "inter_token_latency" else define(name).hover
-        table.append({"label": label, "tip": tip, "cells": cells, "n": found.n})
+        table.append({"label": label, "tip": define(name).hover, "cells": cells, "n": found.n})
     return table
 
 

@@ -16,9 +16,10 @@ from playground.sessions import SessionStore
 from playground.sessions.run_file import MAX_FILE_BYTES, MAX_JSON_BYTES, Caption, RunFileError, Tour, pack, unpack
 from playground.sessions.run_records import RecordedRun, RequestInfo, RunQuery
 from playground.sessions.run_store import RunStore
-from playground.telemetry.frames import EngineFacts, LiveEvent
+from playground.telemetry.frames import LiveEvent
 from playground.telemetry.memory import MemorySample
 from playground.telemetry.recording import RecordedToken, Recording, replay_frames
+from playground.telemetry.rows import EngineFacts
 
 MS = 1_000_000
 FACTS = EngineFacts(model="m", num_blocks=8, block_size=4, block_bytes=1024.0, max_num_seqs=4, max_model_len=64)

@@ -1,17 +1,16 @@
 """The compare page in a real browser: a comparison from its fields to the marked difference, a blind vote, a stop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.tiny import write_tiny_model
-from tests.ui.browser import Tab, chromium, served
+from tests.ui.browser import NewTab, Tab, served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-NewTab = Callable[..., Tab]
 HAS_AMBER = """() => {
     const canvas = document.querySelector('.compare canvas');
     const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
@@ -20,12 +19,6 @@ HAS_AMBER = """() => {
     return false;
 }"""
 HOSTILE = "<img src=x onerror=window.__pwned=1> {{value}}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +34,16 @@ def address(browser: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def new_tab(browser: Any, address: str) -> Iterator[NewTab]:
-    tabs: list[Tab] = []
+def new_tab(new_tab: NewTab) -> NewTab:
+    """Opens tabs on the compare page."""
 
     def make(**options: Any) -> Tab:
-        tab = Tab(browser, address, **options)
-        tabs.append(tab)
+        tab = new_tab(**options)
         tab.page.locator("#topbar a", has_text="Compare").click()
         tab.page.locator(".compare .card").first.wait_for()
         return tab
 
-    yield make
-    problems = [problem for tab in tabs for problem in tab.problems]
-    for tab in tabs:
-        tab.close()
-    assert problems == []
+    return make
 
 
 def button(tab: Tab, name: str) -> Any:

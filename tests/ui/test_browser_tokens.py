@@ -7,18 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.ui.browser import Tab, chromium, served
+from tests.ui.browser import Tab, served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 HOSTILE = "<img src=x onerror=window.__pwned=1> ${window.__pwned=1} {{value}}"
 STORY = "Tell me a story about a fox who could not sleep."
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -1,18 +1,14 @@
 """The instrument panel in a real browser: what a person sees of the engine while a reply is written, and after it."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
 
 from playground.telemetry import format as written
 from playground.telemetry.frames import HISTORY_SAMPLES, HISTORY_STEPS
-from tests.ui.browser import Tab, chromium, served
-from tests.ui.endless import ENDLESS, SHORT, write_endless_model
+from tests.ui.browser import NewTab, Tab
+from tests.ui.endless import ENDLESS, SHORT
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-NewTab = Callable[..., Tab]
 KV, OTHER, CACHED = (0, 114, 178), (230, 159, 0), (201, 205, 210)
 """Colours of a block of this request, of another one's, of one that is only kept; light theme."""
 
@@ -32,35 +28,6 @@ SQUARES = """() => {
   }
   return [...colours];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served")
-    model = write_endless_model(folder / "storyteller-test")
-    with served(folder, "--model", str(model), "--device", "cpu", "--dtype", "float32") as app:
-        yield app.address
-
-
-@pytest.fixture
-def new_tab(browser: Any, address: str) -> Iterator[NewTab]:
-    tabs: list[Tab] = []
-
-    def make(**options: Any) -> Tab:
-        tabs.append(Tab(browser, address, **options))
-        return tabs[-1]
-
-    yield make
-    problems = [problem for tab in tabs for problem in tab.problems]
-    for tab in tabs:
-        tab.close()
-    assert problems == []
 
 
 def wait_for_squares(tab: Tab, colours: set[tuple[int, int, int]]) -> None:
