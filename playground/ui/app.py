@@ -62,7 +62,7 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
     on_close.callback(MachineRatesFollower(host).close)
     with gr.Blocks(title=PAGE_NAME, analytics_enabled=False, fill_width=True) as demo:
         recorder = _recorder(host, store, on_close)
-        context = PageContext(demo, host, store, recorder, [], on_close, on_leave=[])
+        context = PageContext(demo, host, store, recorder, [], on_close, on_leave=[], sources=[])
         names = [{"name": page.name, "title": page.title} for page in PAGES]
         with gr.Column(elem_id="page"):
             surface("mountTopbar", "topbar", config={"name": PAGE_NAME, "pages": names})
@@ -74,7 +74,8 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
     # After the pages' own: what their replies became is told before the engine's recording ends.
     host.follow(leaves=lambda serving: context.recorder.leave(serving.engine))
     demo.queue(max_size=None)
-    return App(demo, host, on_close, [*live_routes(host, context.on_leave), *operations, *context.routes])
+    live = live_routes(host, context.on_leave, context.sources)
+    return App(demo, host, on_close, [*live, *operations, *context.routes])
 
 
 def _recorder(host: EngineHost, store: SessionStore, on_close: ExitStack) -> RunRecorder:
