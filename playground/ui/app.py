@@ -3,6 +3,7 @@
 Knows nothing of the command line, and nothing of what is on a page.
 """
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,13 @@ class App:
         self.on_close.close()
 
 
+GRADIO_STATISTICS = {"GRADIO_ANALYTICS_MAX_EVENTS": "100", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
+"""After every event Gradio's queue makes a table of its last 10,000, for a page of its own that we do not serve."""
+
+
 def build_ui(host: EngineHost, store: SessionStore) -> App:
+    for name, value in GRADIO_STATISTICS.items():
+        os.environ.setdefault(name, value)
     on_close = ExitStack()
     on_close.callback(host.feed.close)  # ends the streams of every browser
     operations, stop_counting = operations_routes(host)

@@ -148,7 +148,7 @@ def test_closing_the_tab_stops_a_reply_in_a_chat_that_it_no_longer_shows(new_tab
 
 
 def test_eight_tabs_of_one_browser_stream_at_once_and_every_page_stays_usable(new_tab: NewTab) -> None:
-    first = new_tab()
+    first = new_tab(width=390, height=844)  # small: every window of a headless browser counts as looked at, and draws
     first.set(ENDLESS)
     tabs = [first, *(first.beside() for _ in range(7))]
     for number, tab in enumerate(tabs):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import zstandard
 
+from playground.bench.compare.alignment import align
 from playground.sessions import SessionStore
 from playground.telemetry.token_trace import TracedToken, pack
 from playground.ui.comparing import setup
@@ -24,9 +25,9 @@ from tests.ui.browser import Tab, chromium, served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-HOSTILE = "<img src=x onerror=window.__pwned=1>${window.__pwned=1}{{value}}"
-"""Short, and without a slash: it is a folder's name too."""
-LONGER = f"{HOSTILE}</script><script>window.__pwned=1</script>"
+HOSTILE = "<img src=x onerror=window.pwned=1>${window.pwned=1}{{v}}"
+"""Short enough for a title, without a slash for a folder's name, and nothing in it is Markdown."""
+LONGER = f"{HOSTILE}</script><script>window.pwned=1</script>"
 
 
 def fill_store(path: Path) -> None:
@@ -45,13 +46,14 @@ def fill_store(path: Path) -> None:
             config={"model": HOSTILE},
             params={"stop": [HOSTILE]},
         )
-        words = [output(LONGER, [LONGER]), output(LONGER * 2, [LONGER, LONGER])]
-        sides = [side(HOSTILE, [one], [run(0)]) for one in words]
+        texts = [output(LONGER + end, [LONGER, end]) for end in "!?"]
+        parted = {**align(*texts, same_vocabulary=True), "logprobs": [[-0.7, -0.9], [-0.9, -0.8]]}
+        sides = [side(HOSTILE, [text], [run(0, time_per_output_token=0.01)]) for text in texts]
         sides[1]["error"] = LONGER
         fields = setup.of_preset("speculation") | {"preset": None, "prompt_set": "own", "prompts": LONGER}
         for one in fields["sides"]:
             one["name"] = HOSTILE
-        store.save_comparison(HOSTILE, {"record": record(sides, [[], [{}]]), "setup": fields})
+        store.save_comparison(HOSTILE, {"record": record(sides, [[], [parted]]), "setup": fields})
 
 
 def hostile_run(path: Path) -> None:
@@ -110,7 +112,7 @@ def nothing_was_run(tab: Tab) -> Iterator[None]:
           node.dispatchEvent(new PointerEvent('pointerover', { bubbles: true })); }"""
     )
     assert tab.page.locator("#page img, #page script, .tip img, .tip script, [onerror]").count() == 0
-    assert tab.page.evaluate("window.__pwned") is None
+    assert tab.page.evaluate("window.pwned") is None
 
 
 def go(tab: Tab, path: str, ready: str) -> Any:
@@ -144,7 +146,8 @@ def test_a_chats_texts_its_tokens_and_its_system_prompt(tab: Tab) -> None:
 def test_the_search_and_the_notice_of_a_deletion(tab: Tab) -> None:
     tab.page.keyboard.press("Control+k")
     tab.page.keyboard.type("onerror")
-    tab.page.locator("#sessions .found", has_text="onerror").wait_for()
+    tab.page.wait_for_timeout(300)
+    assert tab.sessions.all_inner_texts() == [HOSTILE]
     tab.page.keyboard.press("Control+a")
     tab.page.keyboard.type(LONGER + " nowhere")
     assert LONGER in tab.page.locator("#sessions .none", has_text="nowhere").inner_text()
@@ -168,9 +171,10 @@ def test_a_comparisons_names_texts_and_refusals(tab: Tab) -> None:
     assert LONGER in columns.nth(1).locator(".problem").inner_text()
     assert HOSTILE in tab.page.locator(".compare .asked").inner_text()
     columns.first.get_by_role("button", name="Settings").click()
-    columns.first.get_by_label("Model", exact=True).fill(LONGER)
-    tab.page.locator(".compare .bar").get_by_role("button", name="Run").click()
-    assert HOSTILE in tab.page.locator(".compare .problem").first.inner_text()
+    columns.first.locator("summary", has_text="Scheduling").click()
+    columns.first.get_by_label("Requests at once").fill(HOSTILE)
+    tab.page.locator(".compare .bar").get_by_role("button", name="Run again").click()
+    tab.page.locator(".compare .wrap > .problem", has_text="<img").wait_for()
 
 
 def test_an_imported_run_and_its_place_in_the_list(tab: Tab) -> None:

@@ -20,8 +20,8 @@ MOST_GROWTH_BYTES = 24 << 20
 
 
 @pytest.fixture(scope="module")
-def served(host: EngineHost) -> Iterator[tuple[str, App]]:
-    with SessionStore() as store, launched(host, store) as served:
+def served(host: EngineHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, App]]:
+    with SessionStore(tmp_path_factory.mktemp("used") / "chats.sqlite") as store, launched(host, store) as served:
         yield served
 
 

@@ -202,10 +202,11 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores")
     with ExitStack() as stack:
-        folder = write_endless_model(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "endless")
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = write_endless_model(place / "endless")
         host = stack.enter_context(EngineHost())
         host.load(EngineConfig(model=str(folder), device="cpu", dtype="float32", num_kv_blocks=2048)).result()
-        store = stack.enter_context(SessionStore())
+        store = stack.enter_context(SessionStore(place / "chats.sqlite"))
         handlers = ChatHandlers(host, store)
         stack.callback(handlers.runs.close)
         for number, one in enumerate(asyncio.run(stream_at_once(host, handlers, options.tabs, options.seconds))):
