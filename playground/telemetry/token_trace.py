@@ -9,7 +9,7 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from playground.engine.events import Event, RequestEvent, ScheduledSlice, StepEvent
@@ -170,8 +170,13 @@ class TokenTrace:
             None if mark is None else round((mark.time_ns - self._started_ns) / NS_PER_MS, 2),
             None if entry is None or not math.isfinite(entry.logprob) else round(entry.logprob, 4),
             () if mark is None else tuple(map(self._label, mark.rejected)),
-            () if entry is None else tuple((self._label(one), round(value, 4)) for one, value in entry.top),
+            () if entry is None else tuple(self._rivals(entry)),
         )
+
+    def _rivals(self, entry: TokenLogprob) -> Iterator[tuple[str, float]]:
+        for token_id, value in entry.top:
+            if math.isfinite(value):  # others cannot come in its place at all
+                yield self._label(token_id), round(value, 4)
 
     def _label(self, token_id: int) -> str:
         label = self._labels.get(token_id)

@@ -3,6 +3,7 @@
 Knows nothing of the command line, and nothing of what is on a page.
 """
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,13 @@ class App:
         self.on_close.close()
 
 
+GRADIO_STATISTICS = {"GRADIO_ANALYTICS_MAX_EVENTS": "100", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
+"""After every event Gradio's queue makes a table of its last 10,000, for a page of its own that we do not serve."""
+
+
 def build_ui(host: EngineHost, store: SessionStore) -> App:
+    for name, value in GRADIO_STATISTICS.items():
+        os.environ.setdefault(name, value)
     on_close = ExitStack()
     on_close.callback(host.feed.close)  # ends the streams of every browser
     operations, stop_counting = operations_routes(host)
@@ -62,7 +69,7 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
     on_close.callback(MachineRatesFollower(host).close)
     with gr.Blocks(title=PAGE_NAME, analytics_enabled=False, fill_width=True) as demo:
         recorder = _recorder(host, store, on_close)
-        context = PageContext(demo, host, store, recorder, [], on_close, on_leave=[])
+        context = PageContext(demo, host, store, recorder, [], on_close, on_leave=[], sources=[])
         names = [{"name": page.name, "title": page.title} for page in PAGES]
         with gr.Column(elem_id="page"):
             surface("mountTopbar", "topbar", config={"name": PAGE_NAME, "pages": names})
@@ -74,7 +81,8 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
     # After the pages' own: what their replies became is told before the engine's recording ends.
     host.follow(leaves=lambda serving: context.recorder.leave(serving.engine))
     demo.queue(max_size=None)
-    return App(demo, host, on_close, [*live_routes(host, context.on_leave), *operations, *context.routes])
+    live = live_routes(host, context.on_leave, context.sources)
+    return App(demo, host, on_close, [*live, *operations, *context.routes])
 
 
 def _recorder(host: EngineHost, store: SessionStore, on_close: ExitStack) -> RunRecorder:

@@ -1,24 +1,24 @@
-"""What happens when the page asks for something: each event's handler, and how a reply is streamed to a browser tab.
+"""What happens when the page asks for something: each event's handler, with one answer.
 
-Handlers keep no conversation: the truth is the store, a reply being written belongs to its `ChatRun`, and every event
-says which chat the tab shows. What the engine does meanwhile reaches the browser as live frames, and not from here.
+Handlers keep no conversation and nothing of a tab: the truth is the store, a reply being written belongs to its
+`ChatRun`, and every event says which chat the tab shows. How a reply grows reaches the browser through its one live
+stream (`replies`), and not from here: an answer that took as long as the reply would hold a connection of the browser,
+which has six for all of its tabs.
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 
 from playground.errors import PlaygroundError
 from playground.sessions import SessionStore
 from playground.sessions.recorder import RunRecorder
-from playground.telemetry.pace import pause
 from playground.ui import views
 from playground.ui.host import EngineHost
+from playground.ui.reply_stream import LiveReplies
 from playground.ui.runs import ChatRun, RunRegistry
 from playground.ui.trash import Trash
 from playground.ui.turns import Turns, Wish
@@ -26,12 +26,9 @@ from playground.ui.wording import PAGE_NAME
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Outputs = tuple[Any, Any, Any]
 """Transcript, live reply, list of chats; `gr.skip()` where nothing changes."""
-Frames = AsyncGenerator[Outputs, None]
 CHATS_SHOWN = 200
-STEPS_LOOKED_AT = 8
 PROBABILITIES_VIEW = "confidence"
 """The view of a reply's tokens that shows their probabilities: they are asked for where a tab has chosen it."""
 MOST_PAGE_NAME = 64
@@ -44,71 +41,60 @@ class ChatHandlers:
 
     def __init__(self, host: EngineHost, store: SessionStore, recorder: RunRecorder | None = None) -> None:
         self._store = store
-        self._host = host
         self.runs = RunRegistry()
+        self.replies = LiveReplies(self.runs, host)
         self.trash = Trash(self._delete)
         self._turns = Turns(host, store, self.runs, self.trash, recorder)
         host.follow(leaves=lambda serving: self.runs.end_all(MODEL_CHANGED))
-        self._shown: dict[str, int | None] = {}
-        """Which chat each browser tab shows, to end a stream whose tab has moved on."""
-        self._pages: dict[str, str] = {}
-        """Tabs by what their page calls itself when it says that it is being closed."""
 
-    # Events that start or join a reply
+    # Events that start or show a reply
 
-    async def load(self, request: gr.Request) -> Frames:
+    async def load(self, request: gr.Request) -> Outputs:
         """The page was opened or reloaded: the chat of its address, or an empty one."""
         wanted = str(dict(request.query_params).get("chat", ""))
         chat_id = int(wanted) if wanted.isascii() and wanted.isdecimal() and len(wanted) < 16 else None
-        async with aclosing(self._show(chat_id, _tab(request), with_list=True)) as frames:
-            async for outputs in frames:
-                yield outputs
+        return *await self._chat(chat_id), await self._chats()
 
-    async def open(self, event: gr.EventData, request: gr.Request) -> Frames:
-        async with aclosing(self._show(_chat_id(event._data, "id"), _tab(request))) as frames:
-            async for outputs in frames:
-                yield outputs
+    async def open(self, event: gr.EventData) -> Outputs:
+        return *await self._chat(_chat_id(event._data, "id")), gr.skip()
 
-    async def send(self, event: gr.EventData, request: gr.Request) -> Frames:
-        data, tab = event._data, _tab(request)
-        text = str(data.get("text", ""))
-        start = self._starter(lambda: self._turns.ask(_chat_id(data), text, _wish(data), tab, _seen(data)))
-        async with aclosing(self._reply(start, _chat_id(data), tab, _page(data), restore=text)) as frames:
-            async for outputs in frames:
-                yield outputs
+    async def again(self, event: gr.EventData) -> Outputs:
+        """The chat that the tab shows has a new reply, or may have."""
+        return *await self._chat(_chat_id(event._data)), await self._chats()
 
-    async def edit(self, event: gr.EventData, request: gr.Request) -> Frames:
-        data, tab = event._data, _tab(request)
-        text, chat_id = str(data.get("text", "")), _chat_id(data) or 0
-        message_id = _chat_id(data, "message")
-        start = self._starter(lambda: self._turns.edit(chat_id, text, _wish(data), tab, _seen(data), message_id))
-        async with aclosing(self._reply(start, chat_id, tab, _page(data), restore=text)) as frames:
-            async for outputs in frames:
-                yield outputs
+    async def send(self, event: gr.EventData) -> Outputs:
+        data = event._data
+        text, chat_id = str(data.get("text", "")), _chat_id(data)
+        return await self._start(
+            chat_id, text, lambda: self._turns.ask(chat_id, text, _wish(data), _page(data), _seen(data))
+        )
 
-    async def retry(self, event: gr.EventData, request: gr.Request) -> Frames:
-        data, tab = event._data, _tab(request)
-        chat_id = _chat_id(data) or 0
-        start = self._starter(lambda: self._turns.retry(chat_id, _wish(data), tab, _seen(data)))
-        async with aclosing(self._reply(start, chat_id, tab, _page(data))) as frames:
-            async for outputs in frames:
-                yield outputs
+    async def edit(self, event: gr.EventData) -> Outputs:
+        data = event._data
+        text, chat_id, message_id = str(data.get("text", "")), _chat_id(data) or 0, _chat_id(data, "message")
+        return await self._start(
+            chat_id, text, lambda: self._turns.edit(chat_id, text, _wish(data), _page(data), _seen(data), message_id)
+        )
 
-    async def extend(self, event: gr.EventData, request: gr.Request) -> Frames:
-        data, tab = event._data, _tab(request)
-        chat_id = _chat_id(data) or 0
-        start = self._starter(lambda: self._turns.extend(chat_id, _wish(data), tab, _seen(data)))
-        async with aclosing(self._reply(start, chat_id, tab, _page(data))) as frames:
-            async for outputs in frames:
-                yield outputs
+    async def retry(self, event: gr.EventData) -> Outputs:
+        data, chat_id = event._data, _chat_id(event._data) or 0
+        return await self._start(
+            chat_id, None, lambda: self._turns.retry(chat_id, _wish(data), _page(data), _seen(data))
+        )
 
-    # Events with one answer
+    async def extend(self, event: gr.EventData) -> Outputs:
+        data, chat_id = event._data, _chat_id(event._data) or 0
+        return await self._start(
+            chat_id, None, lambda: self._turns.extend(chat_id, _wish(data), _page(data), _seen(data))
+        )
 
     async def stop(self, event: gr.EventData) -> None:
-        """Stops the engine's work; the stream that is watching the run sees it end."""
+        """Stops the engine's work; every tab that shows the reply hears of its end."""
         run = self.runs.get(_chat_id(event._data))
         if run is not None:
             run.cancel()
+
+    # Other events
 
     async def undo(self, event: gr.EventData) -> tuple[Any, Any]:
         chat_id = _chat_id(event._data) or 0
@@ -117,7 +103,8 @@ class ChatHandlers:
             restore = await asyncio.to_thread(self._turns.undo, chat_id, _seen(event._data))
         except PlaygroundError as problem:
             error = str(problem)
-        return await self._transcript(chat_id, error=error, restore=restore), await self._chats()
+        run = self.runs.get(chat_id)
+        return await self._transcript(chat_id, run=run, error=error, restore=restore), await self._chats()
 
     async def switch(self, event: gr.EventData) -> Any:
         """Another version of a message, with what followed it."""
@@ -125,18 +112,17 @@ class ChatHandlers:
         error = await self._try(self._turns.switch, chat_id, _chat_id(event._data, "message") or 0)
         return await self._transcript(chat_id, run=self.runs.get(chat_id), error=error)
 
-    async def new(self, request: gr.Request) -> tuple[Any, Any]:
-        self._shown[_tab(request)] = None
+    async def new(self) -> tuple[Any, Any]:
         return views.transcript(None), views.NO_REPLY
 
     async def rename(self, event: gr.EventData) -> tuple[Any, Any]:
         data = event._data
         error = await self._try(self._store.rename_chat, _chat_id(data, "id") or 0, str(data.get("title", "")))
         shown = _chat_id(data)
-        again = await self._transcript(shown) if shown == _chat_id(data, "id") else gr.skip()
+        again = await self._transcript(shown, run=self.runs.get(shown)) if shown == _chat_id(data, "id") else gr.skip()
         return again, await self._chats(str(data.get("query", "")), error)
 
-    async def delete(self, event: gr.EventData, request: gr.Request) -> tuple[Any, Any, Any]:
+    async def delete(self, event: gr.EventData) -> Outputs:
         """The chat is gone from the page at once, and from the store when it can no longer be brought back."""
         data = event._data
         chat_id = _chat_id(data, "id") or 0
@@ -144,113 +130,48 @@ class ChatHandlers:
         await asyncio.to_thread(self._turns.silence, chat_id)
         chats = await self._chats(str(data.get("query", "")))
         if _chat_id(data) == chat_id:
-            return (*await self.new(request), chats)
+            return *await self.new(), chats
         return gr.skip(), gr.skip(), chats
 
-    async def restore(self, event: gr.EventData, request: gr.Request) -> Frames:
+    async def restore(self, event: gr.EventData) -> Outputs:
         """Bring a deleted chat back, and open it where the tab showed it."""
         data = event._data
         chat_id = _chat_id(data, "id") or 0
         error = None if self.trash.restore(chat_id) else "It is too late to bring the chat back: it has been deleted."
-        yield gr.skip(), gr.skip(), await self._chats(str(data.get("query", "")), error)
+        chats = await self._chats(str(data.get("query", "")), error)
         if error is None and data.get("open"):
-            async with aclosing(self._show(chat_id, _tab(request))) as frames:
-                async for outputs in frames:
-                    yield outputs
+            return *await self._chat(chat_id), chats
+        return gr.skip(), gr.skip(), chats
 
     async def search(self, event: gr.EventData) -> Any:
         return await self._chats(str(event._data.get("query", "")))
 
     def leave(self, page: str) -> None:
         """A page was closed or reloaded: nobody reads what it had asked for."""
-        tab = self._pages.pop(page, None)
-        if tab is not None:
-            self._shown.pop(tab, None)
-            self.runs.cancel_owned(tab)
-
-    # Streaming
-
-    async def _show(self, chat_id: int | None, tab: str, with_list: bool = False) -> Frames:
-        """A chat as it is stored; where a reply is being written in it, that too, until its end."""
-        chats = await self._chats() if with_list else gr.skip()
-        run = self.runs.get(chat_id)
-        view = await self._transcript(chat_id, run=run)
-        self._shown[tab] = view["chat"]
-        yield view, views.NO_REPLY, chats
-        if run is not None:
-            async with aclosing(self._watch(run, tab)) as frames:
-                async for outputs in frames:
-                    yield outputs
-
-    async def _reply(
-        self, start: Callable[[], Any], chat_id: int | None, tab: str, page: str, restore: str | None = None
-    ) -> Frames:
-        """Start a run and stream it; a refusal is said in place and gives the text back."""
-        self._shown[tab] = chat_id
         if page:
-            self._pages[page] = tab
-        run, error = await start()
-        if run is None:
-            other = self.runs.get(chat_id)  # the reason may be that another tab is having a reply written here
-            yield (
-                await self._transcript(chat_id, run=other, error=error, restore=restore),
-                gr.skip(),
-                gr.skip(),
-            )
-            if other is not None:
-                async with aclosing(self._watch(other, tab)) as frames:
-                    async for outputs in frames:
-                        yield outputs
-            return
-        self._shown[tab] = run.chat_id
-        try:
-            yield await self._transcript(run.chat_id, run=run), views.NO_REPLY, await self._chats()
-            async with aclosing(self._watch(run, tab)) as frames:
-                async for outputs in frames:
-                    yield outputs
-        finally:
-            # The tab went away in mid-reply (or its connection did). A tab that only shows another chat keeps its run.
-            if not run.ended and self._shown.get(tab) == run.chat_id:
-                run.cancel()
-
-    async def _watch(self, run: ChatRun, tab: str) -> Frames:
-        """Frames of a run until it is stored or the tab shows another chat; then the transcript with the reply."""
-        frames = views.LiveFrames()
-        while not run.ended:
-            if self._shown.get(tab) != run.chat_id:
-                return
-            started = time.perf_counter()
-            yield gr.skip(), frames.next(run, self._num_before(run), self._num_read(run)), gr.skip()
-            await asyncio.sleep(pause(time.perf_counter() - started))
-        if self._shown.get(tab) == run.chat_id:
-            yield gr.skip(), frames.next(run, None, None), gr.skip()  # the tokens of the last step too
-            view = await self._transcript(run.chat_id, error=run.problem)
-            yield view, views.NO_REPLY, await self._chats()
-
-    def _num_before(self, run: ChatRun) -> int | None:
-        return self._host.hub.num_waiting_before(run.id)
-
-    def _num_read(self, run: ChatRun) -> int | None:
-        """How much of a run's prompt the engine's latest steps have computed; None where they had no part of it."""
-        for step in reversed(self._host.hub.recent_steps(STEPS_LOOKED_AT)):
-            for share in step.requests:
-                if share.request_id == run.id:
-                    return min(share.num_computed_tokens + share.num_tokens, run.num_prompt_tokens)
-        return None
+            self.runs.cancel_owned(page)
 
     # Parts
 
-    def _starter(self, begin: Callable[[], ChatRun]) -> Callable[[], Any]:
-        async def start() -> tuple[ChatRun | None, str | None]:
-            try:
-                return await asyncio.to_thread(begin), None
-            except PlaygroundError as problem:
-                return None, str(problem)
-            except Exception:
-                logger.exception("starting a reply failed")
-                return None, FAULT
+    async def _start(self, chat_id: int | None, text: str | None, begin: Callable[[], ChatRun]) -> Outputs:
+        """Begin a reply; a refusal is said in place, and gives the `text` back."""
+        try:
+            run = await asyncio.to_thread(begin)
+        except PlaygroundError as problem:
+            return *await self._chat(chat_id, error=str(problem), restore=text), gr.skip()
+        except Exception:
+            logger.exception("starting a reply failed")
+            return *await self._chat(chat_id, error=FAULT, restore=text), gr.skip()
+        return *await self._chat(run.chat_id), await self._chats()
 
-        return start
+    async def _chat(self, chat_id: int | None, error: str | None = None, restore: str | None = None) -> tuple[Any, Any]:
+        """A chat as it is stored, and what there is of the reply that is being written in it."""
+        run = self.runs.get(chat_id)
+        view = await self._transcript(chat_id, run=run, error=error or self.runs.problem(chat_id), restore=restore)
+        live = self.replies.whole(run)
+        if run is not None and run.ended:  # while the chat was read
+            return await self._chat(chat_id, error, restore)
+        return view, live
 
     async def _try(self, action: Callable[..., Any], *arguments: Any) -> str | None:
         """Do it off the event loop; the sentence of what went wrong, or None."""
@@ -286,10 +207,6 @@ class ChatHandlers:
         """Store the replies that are being written, delete what waits for that."""
         self.runs.close()
         self.trash.close()
-
-
-def _tab(request: gr.Request) -> str:
-    return str(request.session_hash)
 
 
 def _page(data: dict[str, Any]) -> str:

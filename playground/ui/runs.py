@@ -5,6 +5,7 @@ it has ended, whatever ended it and whoever watches; so a closed tab, a reload, 
 process cannot lose the partial text. Knows nothing of gradio.
 """
 
+import itertools
 import logging
 import threading
 import time
@@ -24,6 +25,8 @@ SAVE_SECONDS = 1.0
 """How often what there is of a reply is saved while it grows."""
 LAST_EVENTS_SECONDS = 1.0
 """How long a run that has ended waits at most for the engine's events of its last step."""
+
+_numbers = itertools.count(time.time_ns() // 1_000_000)  # grows over restarts too, for pages that stay open
 
 
 class Keeper(Protocol):
@@ -73,8 +76,10 @@ class ChatRun:
     ) -> None:
         """Submits the request. Raises `RequestError` where the engine refuses it."""
         self.chat_id = chat_id
+        self.number = next(_numbers)
+        """Which run it is, whatever engine writes it: a later one has a higher number."""
         self.owner = owner
-        """The browser tab that asked for it; closing that tab cancels the run."""
+        """The page in a browser tab that asked for it; closing that page cancels the run."""
         self.num_prompt_tokens = len(prompt_token_ids)
         self.num_left_out = num_left_out
         """Messages at the start of the chat that did not fit the model's context any more."""
@@ -175,18 +180,28 @@ class RunRegistry:
     def __init__(self) -> None:
         self._runs: dict[int, ChatRun] = {}
         self._starting: set[int] = set()
+        self._problems: dict[int, str] = {}
         self._lock = threading.Lock()
+        self._followers: tuple[tuple[Callable[[ChatRun], None], Callable[[ChatRun], None]], ...] = ()
+
+    def follow(self, begins: Callable[[ChatRun], None], ends: Callable[[ChatRun], None]) -> None:
+        """Call `begins` with every run before anybody is given it, and `ends` once it is over; neither may raise."""
+        self._followers = (*self._followers, (begins, ends))
 
     def start(self, chat_id: int, make: Callable[[], tuple[ChatRun, Keeper]]) -> ChatRun:
         """Make and follow the run of a chat; `make` submits the request. Refused while the chat has one."""
         with self._lock:
-            if chat_id in self._starting or chat_id in self._runs:
+            before = self._runs.get(chat_id)
+            if chat_id in self._starting or (before is not None and not before.ended):
                 raise RequestError("A reply is being written in this chat: wait for its end or stop it first.")
             self._starting.add(chat_id)
         try:
             run, keeper = make()
+            for begins, _ in self._followers:
+                begins(run)
             with self._lock:
                 self._runs[chat_id] = run
+                self._problems.pop(chat_id, None)
         finally:
             with self._lock:
                 self._starting.discard(chat_id)
@@ -198,13 +213,27 @@ class RunRegistry:
         with self._lock:
             if self._runs.get(run.chat_id) is run:
                 del self._runs[run.chat_id]
+            if run.problem is not None:
+                self._problems[run.chat_id] = run.problem
+        for _, ends in self._followers:
+            ends(run)
 
     def get(self, chat_id: int | None) -> ChatRun | None:
+        """The run of a chat that has not ended."""
         with self._lock:
-            return None if chat_id is None else self._runs.get(chat_id)
+            run = None if chat_id is None else self._runs.get(chat_id)
+        return None if run is None or run.ended else run
+
+    def problem(self, chat_id: int | None) -> str | None:
+        """Why the latest reply of a chat could not be stored, in one sentence; None where it was."""
+        if chat_id is None:
+            return None
+        with self._lock:
+            run = self._runs.get(chat_id)
+            return self._problems.get(chat_id) if run is None else run.problem
 
     def cancel_owned(self, owner: str) -> None:
-        """Cancel what a browser tab that has gone was having written."""
+        """Cancel what a page that was closed was having written."""
         with self._lock:
             runs = [run for run in self._runs.values() if run.owner == owner]
         for run in runs:

@@ -11,7 +11,7 @@ from typing import Any
 
 from playground.sessions import ChatInfo, MessageInfo, RunInfo
 from playground.ui.frames import TOKENS_FULL_EVERY, ReplyFrames
-from playground.ui.runs import ChatRun
+from playground.ui.runs import ChatRun, Progress
 from playground.ui.turns import can_continue
 from playground.ui.wording import context_tokens, phase, reply_figures
 
@@ -86,32 +86,44 @@ def _left_out(count: int) -> str | None:
     return f"{subject} the model's context and {'was' if count == 1 else 'were'} not read for the latest reply."
 
 
-NO_REPLY: View = {"run": None}
+NO_REPLY: View = {"number": None}
 """The live view when nothing is being written."""
 
 
 class LiveFrames:
-    """Cuts what is known of one run into frames: its text and its tokens."""
+    """Cuts what is known of one run into frames: its text and its tokens.
 
-    def __init__(self) -> None:
+    `num_before`: requests that wait before it, None where it does not wait; `num_read`: prompt tokens done so far, None
+    where they are not known.
+    """
+
+    def __init__(self, run: ChatRun) -> None:
+        self._run = run
         self._text = ReplyFrames()
         self._tokens = ReplyFrames(full_every=TOKENS_FULL_EVERY)
 
-    def next(self, run: ChatRun, num_before: int | None, num_read: int | None) -> View:
-        """`num_before`: requests that wait before it, None where it does not wait; `num_read`: prompt tokens done so
-        far, None where they are not known. After its end, a frame with everything."""
-        progress = run.progress()
-        seq = self._text.seq
-        at, text = self._text.next(progress.text)
-        tokens_at, tokens = self._tokens.next(progress.tokens, full=run.ended)
+    def next(self, num_before: int | None, num_read: int | None) -> View:
+        """What has come since the frame before. After the run's end one with everything, the last."""
+        ended = self._run.ended  # asked first: what is read afterwards is all there will be
+        progress = self._run.progress()
+        at, text = self._text.next(progress.text, full=ended)
+        tokens_at, rows = self._tokens.next(progress.tokens, full=ended)
+        view = self._view(progress, num_before, num_read)
+        return view | {"at": at, "text": text, "tokens_at": tokens_at, "rows": rows, "ended": ended}
+
+    def whole(self, num_before: int | None, num_read: int | None) -> View:
+        """Everything until now, for who comes late: the frames that follow go on from it."""
+        progress = self._run.progress()
+        view = self._view(progress, num_before, num_read)
+        return view | {"at": 0, "text": progress.text, "tokens_at": 0, "rows": progress.tokens, "ended": False}
+
+    def _view(self, progress: Progress, num_before: int | None, num_read: int | None) -> View:
+        run = self._run
         return {
+            "number": run.number,
             "run": run.id,
             "chat": run.chat_id,
-            "seq": seq,
-            "at": at,
-            "text": text,
-            "tokens_at": tokens_at,
-            "rows": tokens,
+            "seq": self._text.seq - 1,
             "phase": phase(progress.num_tokens, num_before, num_read, run.num_prompt_tokens),
             "figures": reply_figures(progress.metrics, ended=False) if progress.num_tokens else [],
             "tokens": run.num_prompt_tokens + progress.num_tokens,

@@ -54,15 +54,17 @@ class Served:
     """A running app."""
 
     address: str
+    port: int
     process: subprocess.Popen[bytes]
 
 
 @contextmanager
-def served(folder: Path, *arguments: str) -> Iterator[Served]:
-    """`python app.py` on a free port, with its database in `folder`. Checks that it ends in order."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def served(folder: Path, *arguments: str, port: int | None = None) -> Iterator[Served]:
+    """`python app.py` on this port, or a free one, with its database in `folder`. Checks that it ends in order."""
+    if port is None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     log = folder / "app.log"
     command = [sys.executable, "app.py", "--port", str(port), "--db", str(folder / "chats.sqlite"), *arguments]
     with log.open("w") as output:
@@ -73,7 +75,7 @@ def served(folder: Path, *arguments: str) -> Iterator[Served]:
         while "Inference Playground: http" not in log.read_text():
             assert app.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.1)
-        yield Served(f"http://127.0.0.1:{port}/", app)
+        yield Served(f"http://127.0.0.1:{port}/", port, app)
         if app.poll() is not None:  # the test has killed it
             return
         app.terminate()
@@ -93,10 +95,17 @@ class Tab:
     """One browser tab on the page, in words of what a user does and sees."""
 
     def __init__(self, browser: Any, address: str, width: int = 1440, height: int = 900, theme: str = "light") -> None:
-        self.address = address
-        self.problems: list[str] = []
-        self.context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
-        self.page = self.context.new_page()
+        self._begin(browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme), address, [])
+
+    def beside(self) -> "Tab":
+        """Another tab of the same browser: they share its storage and its six connections, and what is amiss."""
+        other = Tab.__new__(Tab)
+        other._begin(self.context, self.address, self.problems)
+        return other
+
+    def _begin(self, context: Any, address: str, problems: list[str]) -> None:
+        self.context, self.address, self.problems = context, address, problems
+        self.page = context.new_page()
         self.page.set_default_timeout(PATIENCE_MS)
         self._watch(self.page)
         self.open()

@@ -114,16 +114,64 @@ def test_closing_the_tab_stops_a_reply_in_a_chat_that_it_no_longer_shows(new_tab
     witness.wait_running(0)
 
 
-def test_seven_tabs_of_one_browser_are_open_at_once(new_tab: NewTab) -> None:
+def test_eight_tabs_of_one_browser_stream_at_once_and_every_page_stays_usable(new_tab: NewTab) -> None:
+    first = new_tab(width=390, height=844)  # small: every window of a headless browser counts as looked at, and draws
+    first.set(ENDLESS)
+    tabs = [first, *(first.beside() for _ in range(7))]
+    for number, tab in enumerate(tabs):
+        tab.send(f"Tell me story number {number}.")
+    for tab in tabs:
+        tab.wait_streaming()
+    first.wait_running(8)
+    before = [len(tab.live_text()) for tab in tabs]
+    for tab, length in zip(tabs, before, strict=True):
+        tab.wait_streaming(length + 20)
+    first.wait_running(8)  # all of them have grown while all of them were being written
+
+    visitor = first.beside()
+    page = visitor.page
+    page.get_by_role("link", name="Compare", exact=True).click()
+    page.get_by_role("button", name="Compare configurations of my own").click()
+    page.locator(".compare .col").nth(1).wait_for()
+    page.get_by_role("link", name="Requests", exact=True).click()
+    page.locator("#runs .list tbody tr").nth(7).wait_for()
+    page.get_by_role("link", name="Lab", exact=True).click()
+    page.get_by_label("Acceptance α").fill("0.5")
+    page.locator(".lab .headline .figure", has_text="Tokens per step").wait_for()
+    page.get_by_role("link", name="Models", exact=True).click()
+    page.locator("#models").get_by_text("storyteller-draft").first.wait_for()
+    page.get_by_role("link", name="Chat", exact=True).click()
+    visitor.sessions.get_by_text("Tell me story number 3.").click()
+    visitor.wait_streaming()  # the reply so far, and how it goes on
+    visitor.wait_streaming(len(visitor.live_text()) + 20)
+
+    for number, tab in enumerate(tabs):
+        length = [len(other.live_text()) for other in tabs[number + 1 :]]
+        tab.stop()
+        tab.wait_stopped()
+        assert tab.questions.all_inner_texts() == [f"Tell me story number {number}."]
+        for other, so_far in zip(tabs[number + 1 :], length, strict=True):
+            other.wait_streaming(so_far)  # grows on
+    visitor.wait_stopped()  # the same chat in another tab
+    first.wait_running(0)
+    first.wait_tile("KV blocks in use", "0")
+
+
+def test_a_stale_tab_cannot_overwrite_newer_turns(new_tab: NewTab) -> None:
     tab = new_tab()
-    others = [tab.context.new_page() for _ in range(6)]
-    for page in others:
-        page.goto(tab.address)
-        page.locator("#transcript .transcript > *").first.wait_for()
     tab.set(SHORT)
-    tab.ask("Can you hear me?")
-    for page in others:
-        page.wait_for_function("() => Playground.live.now.step > 0 && Playground.live.now.running === 0")
+    tab.ask("first question")
+    stale = tab.beside()
+    stale.open(tab.page.url.removeprefix(tab.address))
+    stale.replies.last.wait_for()
+    newer = tab.ask("second question")
+    stale.page.get_by_role("button", name="Retry").click()
+    stale.page.locator("#transcript .problem", has_text="This chat has gone on in another tab").wait_for()
+    for one in (stale, tab):
+        one.page.reload()
+        one.replies.nth(1).wait_for()
+        assert one.questions.all_inner_texts() == ["first question", "second question"]
+        assert one.reply_text() == newer and one.page.locator("#transcript .versions").count() == 0
 
 
 def test_two_tabs_have_their_own_chats_and_stream_at_the_same_time(new_tab: NewTab) -> None:

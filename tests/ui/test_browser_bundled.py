@@ -1,4 +1,4 @@
-"""What a newcomer does first: start the app without options, open the page, say hello to the bundled model."""
+"""What a newcomer does first: start the app without options and say hello; and what is there after a crash."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from playground.models.bundled import BUNDLED_MODEL
+from playground.ui.runs import SAVE_SECONDS
 from tests.ui.browser import Tab, chromium, served
+from tests.ui.endless import ENDLESS, SHORT, write_endless_model
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -30,26 +32,35 @@ def test_the_bundled_model_greets_in_the_browser(tmp_path: Path) -> None:
         tab.close()
 
 
-def test_kill_9_in_mid_reply_loses_that_reply_and_nothing_else(tmp_path: Path) -> None:
+def test_kill_9_in_mid_reply_keeps_what_was_written_and_an_open_tab_finds_it_by_itself(tmp_path: Path) -> None:
+    model = write_endless_model(tmp_path / "endless")
+    options = ("--model", str(model), "--device", "cpu", "--dtype", "float32")
+    written = "[...document.querySelectorAll('#transcript .reply .text')].map((node) => node.textContent)"
     with chromium() as browser:
-        with served(tmp_path) as app:
+        with served(tmp_path, *options) as app:
             tab = Tab(browser, app.address)
-            tab.set({"temperature": "0", "max_tokens": "20"})
+            tab.set(SHORT)
             first = tab.ask("Hello!")
+            tab.set(ENDLESS)
             tab.send("Tell me a story about a very long road.")
-            tab.wait("() => document.querySelectorAll('#transcript .bubble').length === 2")
+            tab.wait_streaming()
+            tab.page.wait_for_timeout(1500 * SAVE_SECONDS)
             app.process.kill()
             app.process.wait()
             tab.page.get_by_text("Connection lost, trying again").wait_for()
-            tab.close()
-        with served(tmp_path) as app:
-            tab = Tab(browser, app.address)
-            tab.sessions.get_by_text("Hello!").click()
-            tab.wait("() => document.querySelectorAll('#transcript .bubble').length === 2")
+            seen = tab.live_text()
+        assert any("Connection" in problem or "ERR_" in problem for problem in tab.problems)
+        tab.problems.clear()
+        with served(tmp_path, *options, port=app.port):
+            tab.wait_idle()
+            tab.replies.nth(1).wait_for()
             assert tab.questions.all_inner_texts() == ["Hello!", "Tell me a story about a very long road."]
-            assert tab.replies.first.locator(".text").inner_text() == first
-            if tab.replies.count() == 1:  # else the reply had ended before the kill
-                tab.page.get_by_role("button", name="Retry").click()
-                tab.wait("() => document.querySelectorAll('#transcript .message.reply').length === 2")
-            assert tab.problems == []
+            assert "Stopped here: the playground was ended while this was written" in tab.replies.last.inner_text()
+            kept_first, kept = tab.page.evaluate(written)
+            assert kept_first == first and len(kept) > 20 and seen.startswith(kept)
+            tab.set(SHORT)
+            tab.ask("Go on, please.")
+            tab.page.reload()
+            tab.replies.nth(2).wait_for()
+            assert tab.page.evaluate(written)[:2] == [first, kept]
             tab.close()

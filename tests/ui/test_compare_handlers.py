@@ -1,8 +1,9 @@
 """The compare page's handlers over real tiny engines: from the click to the saved comparison, and what goes wrong."""
 
 import asyncio
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from playground.sessions import SessionStore
 from playground.ui.comparing import setup
 from playground.ui.comparing.handlers import CompareHandlers
 from playground.ui.host import EngineHost
-from tests.ui.conftest import event, request
+from tests.ui.conftest import event
 
 
 @pytest.fixture
@@ -40,13 +41,32 @@ def fields(tiny_model: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
-async def collect(frames: Any) -> list[dict[str, Any]]:
-    async with aclosing(frames) as stream:
-        return [frame async for frame in stream]
+async def watch(compare: CompareHandlers, answer: Awaitable[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
+    """What a tab is sent: the answer, then the comparison as it goes on, then the answer with its end."""
+    reader = compare.stream.read(lambda: None)
+    try:
+        view = await answer
+        yield view
+        number = view["following"]
+        while number is not None:
+            for told in map(json.loads, reader.take()):
+                if told["number"] == number and told["ended"]:
+                    yield await compare.ended(event(number=number))
+                    return
+                if told["number"] == number:
+                    yield told["view"]
+            await asyncio.sleep(reader.wait or 0.01)
+    finally:
+        reader.close()
+
+
+async def collect(compare: CompareHandlers, answer: Awaitable[dict[str, Any]]) -> list[dict[str, Any]]:
+    async with aclosing(watch(compare, answer)) as stream:
+        return [view async for view in stream]
 
 
 def test_a_run_is_shown_while_it_goes_and_saved_at_its_end(compare: CompareHandlers, fields: Any) -> None:
-    frames = asyncio.run(collect(compare.run(event(**fields()), request())))
+    frames = asyncio.run(collect(compare, compare.run(event(**fields()))))
     assert any(frame["running"] for frame in frames[:-1])
     last = frames[-1]
     assert last["running"] is None and last["problem"] is None
@@ -56,13 +76,13 @@ def test_a_run_is_shown_while_it_goes_and_saved_at_its_end(compare: CompareHandl
     assert [column["name"] for column in shown["columns"]] == ["plain", "n-gram"]
     assert [one["id"] for one in last["saved"]] == [shown["id"]]
 
-    opened = asyncio.run(compare.open(event(id=shown["id"]), request("tab-2")))
+    opened = asyncio.run(compare.open(event(id=shown["id"])))
     assert opened["result"] == shown and opened["fields"]["sides"] == fields()["sides"]
     for kind, holds in (("json", '"token_ids"'), ("markdown", "| Time to first token |")):
         file = asyncio.run(compare.export(event(id=shown["id"], kind=kind)))["download"]
         assert holds in file["text"] and file["name"].startswith("comparison-")
     assert asyncio.run(compare.remove(event(id=shown["id"])))["saved"] == []
-    gone = asyncio.run(compare.open(event(id=shown["id"]), request()))
+    gone = asyncio.run(compare.open(event(id=shown["id"])))
     assert "no longer exists" in gone["problem"]["text"]
 
 
@@ -70,11 +90,13 @@ def test_chats_wait_for_the_comparison_and_a_second_one_is_refused(
     compare: CompareHandlers, fields: Any, host: EngineHost
 ) -> None:
     async def scenario() -> dict[str, Any]:
-        async with aclosing(compare.run(event(**fields(repeats=100, max_tokens=200)), request())) as stream:
+        async with aclosing(watch(compare, compare.run(event(**fields(repeats=100, max_tokens=200))))) as stream:
             await anext(stream)
             assert host.busy == "A comparison is running"
-            refused = await collect(compare.run(event(**fields()), request("tab-2")))
-            assert "A comparison is running" in refused[-1]["problem"]["text"]
+            refused = await compare.run(event(**fields()))
+            assert "A comparison is running" in refused["problem"]["text"]
+            late = await compare.load()  # another tab, or this one reloaded
+            assert late["following"] is not None and late["running"] is not None
             handle = host.require().submit("hello")
             assert not await asyncio.to_thread(handle.wait, 0.3)
             handle.cancel()
@@ -88,8 +110,7 @@ def test_chats_wait_for_the_comparison_and_a_second_one_is_refused(
 
 def test_a_closed_tab_does_not_end_the_comparison(compare: CompareHandlers, fields: Any, store: SessionStore) -> None:
     async def scenario() -> None:
-        async with aclosing(compare.run(event(**fields()), request())) as stream:
-            await anext(stream)
+        assert (await compare.run(event(**fields())))["following"] is not None
 
     asyncio.run(scenario())
     until = time.monotonic() + 30
@@ -101,23 +122,23 @@ def test_a_closed_tab_does_not_end_the_comparison(compare: CompareHandlers, fiel
 def test_what_cannot_be_is_said_in_place(compare: CompareHandlers, fields: Any) -> None:
     given = fields()
     given["sides"][1]["values"]["max_num_seqs"] = "none"
-    (frame,) = asyncio.run(collect(compare.run(event(**given), request())))
+    frame = asyncio.run(compare.run(event(**given)))
     assert frame["problem"]["side"] == 1 and frame["problem"]["field"] == "max_num_seqs"
-    (frame,) = asyncio.run(collect(compare.preset(event(key="<b>"), request())))
+    frame = asyncio.run(compare.preset(event(key="<b>")))
     assert "no preset '<b>'" in frame["problem"]["text"]
 
 
 def test_a_side_that_fails_is_told_in_its_column(compare: CompareHandlers, fields: Any) -> None:
     given = fields()
     given["sides"][1]["values"]["model"] = "/no/such/folder"
-    shown = asyncio.run(collect(compare.run(event(**given), request())))[-1]["result"]
+    shown = asyncio.run(collect(compare, compare.run(event(**given))))[-1]["result"]
     assert shown["columns"][0]["error"] is None and shown["columns"][0]["outputs"]
     assert "/no/such/folder" in shown["columns"][1]["error"]
     assert shown["table"] and shown["table"][0]["cells"][1] is None
 
 
 def test_a_blind_comparison_is_decided_once(compare: CompareHandlers, fields: Any, store: SessionStore) -> None:
-    hidden = asyncio.run(collect(compare.run(event(**fields(blind=True)), request())))[-1]["result"]
+    hidden = asyncio.run(collect(compare, compare.run(event(**fields(blind=True)))))[-1]["result"]
     assert hidden["hidden"] and hidden["table"] == []
     assert asyncio.run(compare.vote(event(id=hidden["id"], choice="nobody")))["result"]["hidden"]
     told = asyncio.run(compare.vote(event(id=hidden["id"], choice="1")))["result"]
@@ -129,9 +150,14 @@ def test_a_blind_comparison_is_decided_once(compare: CompareHandlers, fields: An
 def test_an_empty_page_offers_and_an_own_comparison_starts_from_the_present_engine(
     compare: CompareHandlers, host: EngineHost
 ) -> None:
-    (frame,) = asyncio.run(collect(compare.load(request())))
+    frame = asyncio.run(compare.load())
     assert frame["fields"] is None and frame["result"] is None
-    own = asyncio.run(compare.own(request()))
+    own = asyncio.run(compare.own())
     serving = host.serving
     assert serving is not None
     assert [side["values"]["model"] for side in own["fields"]["sides"]] == [serving.config.model] * 2
+
+
+def test_a_tab_that_outlived_the_playground_is_told_that_its_comparison_is_lost(compare: CompareHandlers) -> None:
+    view = asyncio.run(compare.ended(event(number=5)))
+    assert "it is lost" in view["problem"]["text"] and view["following"] is None

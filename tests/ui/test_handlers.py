@@ -4,15 +4,14 @@ import asyncio
 from contextlib import aclosing
 from typing import Any
 
-import gradio as gr
+import pytest
 
 from playground import Engine
-from playground.sessions import SessionStore
+from playground.sessions import SessionStore, StorageError
 from playground.ui.handlers import ChatHandlers
 from tests.ui.conftest import TAB, event, request
 from tests.ui.endless import ENDLESS, LONG, ODD, SHORT
-
-SKIP = gr.skip()
+from tests.ui.watching import frames_of, watch
 
 
 def is_view(value: Any) -> bool:
@@ -28,7 +27,7 @@ def send(
     handlers: ChatHandlers, text: str = "hello", settings: Any = SHORT, chat: int | None = None, tab: str = TAB
 ) -> Any:
     data = event(chat=chat, text=text, settings=settings, system="", page=f"page of {tab}")
-    return handlers.send(data, request(tab))
+    return watch(handlers, handlers.send(data))
 
 
 def views_of(outputs: list[tuple[Any, ...]], index: int) -> list[dict[str, Any]]:
@@ -41,10 +40,11 @@ def test_a_reply_is_sent_as_question_then_frames_then_transcript(handlers: ChatH
     assert first["running"] and [message["role"] for message in first["messages"]] == ["user"]
     assert not last["running"] and [message["role"] for message in last["messages"]] == ["user", "assistant"]
     assert last["messages"][1]["status"] == "done" and last["tokens"] is not None
-    frames = [frame for frame in views_of(outputs, 1) if frame["run"] is not None]
-    assert frames and {frame["chat"] for frame in frames} == {last["chat"]}
-    assert [frame["seq"] for frame in frames] == list(range(len(frames)))
-    assert outputs[-1][1] == {"run": None}
+    whole, *frames, none = views_of(outputs, 1)
+    assert frames and {frame["chat"] for frame in [whole, *frames]} == {last["chat"]}
+    assert [frame["seq"] for frame in frames] == list(range(len(frames))) and whole["seq"] < frames[0]["seq"]
+    assert [frame["ended"] for frame in frames] == [False] * (len(frames) - 1) + [True]
+    assert none == {"number": None}
     assert [session["id"] for session in views_of(outputs, 2)[-1]["sessions"]] == [last["chat"]]
 
 
@@ -75,32 +75,25 @@ def test_stop_ends_the_stream_with_the_partial_text(handlers: ChatHandlers, engi
     assert engine.stats().num_running == 0 and engine.stats().kv_blocks_in_use == 0
 
 
-def test_a_stream_that_is_closed_cancels_the_engine_and_keeps_the_text(
-    handlers: ChatHandlers, engine: Engine, store: SessionStore
-) -> None:
-    async def scenario() -> int:
-        async with aclosing(send(handlers, settings=ENDLESS)) as stream:
-            async for output in stream:
-                if is_view(output[1]) and output[1].get("run"):
-                    return int(output[1]["chat"])
-        raise AssertionError("no frame came")
+def test_a_reply_that_ends_before_its_tab_is_answered_is_in_the_answer(handlers: ChatHandlers) -> None:
+    begin = handlers._turns.ask
 
-    chat_id = asyncio.run(scenario())
-    run = handlers.runs.get(chat_id)
-    assert run is None or run.wait(30)
-    assert store.messages(chat_id)[1].run.status == "stopped"
-    assert engine.stats().num_running == 0
+    def ask_and_wait(*arguments: Any) -> Any:
+        run = begin(*arguments)
+        assert run.wait(30)
+        return run
+
+    handlers._turns.ask = ask_and_wait  # type: ignore[method-assign]
+    ((transcript, live, _),) = asyncio.run(collect(send(handlers)))
+    assert not transcript["running"] and transcript["messages"][1]["status"] == "done" and live == {"number": None}
 
 
 def test_a_tab_that_opens_another_chat_lets_its_reply_go_on(handlers: ChatHandlers, store: SessionStore) -> None:
     async def scenario() -> int:
-        chat_id = 0
         async with aclosing(send(handlers, settings=LONG)) as stream:
-            async for output in stream:
-                if is_view(output[1]) and output[1].get("run"):
-                    chat_id = int(output[1]["chat"])
-                    await handlers.new(request())
-        return chat_id
+            _, live, _ = await anext(stream)
+            await handlers.new()
+        return int(live["chat"])
 
     chat_id = asyncio.run(scenario())
     run = handlers.runs.get(chat_id)
@@ -113,12 +106,20 @@ def test_opening_a_chat_in_mid_reply_joins_its_stream(handlers: ChatHandlers) ->
         joined: list[tuple[Any, ...]] = []
         async with aclosing(send(handlers, settings=LONG)) as stream:
             async for output in stream:
-                if is_view(output[1]) and output[1].get("run") and not joined:
-                    joined = await collect(handlers.open(event(id=output[1]["chat"]), request("tab-2")))
+                if is_view(output[1]) and output[1].get("text") and not joined:
+                    joined = await collect(watch(handlers, handlers.open(event(id=output[1]["chat"]))))
         return joined
 
     joined = asyncio.run(scenario())
     assert views_of(joined, 0)[0]["running"]
+    whole, *frames, _ = views_of(joined, 1)
+    text, rows = whole["text"], list(whole["rows"])
+    assert text and rows
+    for frame in frames[:-1]:  # the last one has everything anew
+        assert frame["at"] <= len(text) and frame["tokens_at"] <= len(rows)
+        text, rows = text[: frame["at"]] + frame["text"], rows[: frame["tokens_at"]] + frame["rows"]
+        assert len(text) >= len(whole["text"])
+    assert frames[-1]["text"].startswith(text) and frames[-1]["at"] == frames[-1]["tokens_at"] == 0
     assert views_of(joined, 0)[-1]["messages"][1]["status"] == "done"
 
 
@@ -153,7 +154,7 @@ def test_a_tab_whose_message_is_refused_because_another_tab_is_being_answered_jo
         refused: list[tuple[Any, ...]] = []
         async with aclosing(send(handlers, settings=LONG)) as stream:
             async for output in stream:
-                if is_view(output[1]) and output[1].get("run") and not refused:
+                if is_view(output[1]) and output[1].get("text") and not refused:
                     refused = await collect(send(handlers, "me too", chat=output[1]["chat"], tab="tab-2"))
         return refused
 
@@ -166,10 +167,10 @@ def test_the_page_opens_the_chat_of_its_address_and_an_empty_one_for_nonsense(
     handlers: ChatHandlers, store: SessionStore
 ) -> None:
     chat_id = asyncio.run(collect(send(handlers)))[-1][0]["chat"]
-    (output,) = asyncio.run(collect(handlers.load(request(chat=str(chat_id)))))
+    output = asyncio.run(handlers.load(request(chat=str(chat_id))))
     assert output[0]["chat"] == chat_id and len(output[0]["messages"]) == 2
     for nonsense in ("", "99999", "-1", "1;drop", "²", "9" * 40, "<img>"):
-        (output,) = asyncio.run(collect(handlers.load(request(chat=nonsense))))
+        output = asyncio.run(handlers.load(request(chat=nonsense)))
         assert output[0]["chat"] is None and output[0]["messages"] == [], nonsense
 
 
@@ -180,8 +181,8 @@ def test_rename_delete_and_search_answer_with_the_list(handlers: ChatHandlers) -
     assert [session["id"] for session in found["sessions"]] == [chat_id] and found["query"] == "WHALES"
     again, chats = asyncio.run(handlers.rename(event(id=chat_id, title="The sea", query="", chat=chat_id)))
     assert again["title"] == "The sea" and "The sea" in [session["title"] for session in chats["sessions"]]
-    transcript, live, chats = asyncio.run(handlers.delete(event(id=chat_id, query="", chat=chat_id), request()))
-    assert transcript["chat"] is None and live == {"run": None} and len(chats["sessions"]) == 1
+    transcript, live, chats = asyncio.run(handlers.delete(event(id=chat_id, query="", chat=chat_id)))
+    assert transcript["chat"] is None and live == {"number": None} and len(chats["sessions"]) == 1
 
 
 def test_undo_gives_the_text_back(handlers: ChatHandlers) -> None:
@@ -194,11 +195,10 @@ def test_undo_gives_the_text_back(handlers: ChatHandlers) -> None:
 
 def test_retry_and_edit_stream_a_new_reply(handlers: ChatHandlers) -> None:
     chat_id = asyncio.run(collect(send(handlers)))[-1][0]["chat"]
-    retried = asyncio.run(collect(handlers.retry(event(chat=chat_id, settings=LONG, system=""), request())))
+    retried = asyncio.run(collect(watch(handlers, handlers.retry(event(chat=chat_id, settings=LONG, system="")))))
     assert [len(view["messages"]) for view in views_of(retried, 0)] == [1, 2]
-    edited = asyncio.run(
-        collect(handlers.edit(event(chat=chat_id, text="other", settings=SHORT, system=""), request()))
-    )
+    other = event(chat=chat_id, text="other", settings=SHORT, system="")
+    edited = asyncio.run(collect(watch(handlers, handlers.edit(other))))
     assert views_of(edited, 0)[-1]["messages"][0]["text"] == "other"
 
 
@@ -208,14 +208,14 @@ def test_malformed_events_are_answered_and_not_raised(handlers: ChatHandlers) ->
         {"chat": "1", "text": 5, "settings": [1], "system": None},
         {"chat": True, "text": "", "settings": {}},
     ):
-        outputs = asyncio.run(collect(handlers.send(event(**data), request())))
+        outputs = asyncio.run(collect(watch(handlers, handlers.send(event(**data)))))
         assert (outputs and outputs[-1][0]["chat"] is None) or outputs[-1][0]["messages"]
 
 
 def test_the_frames_carry_every_token_with_its_step(handlers: ChatHandlers) -> None:
     outputs = asyncio.run(collect(send(handlers, settings=LONG)))
     rows: list[Any] = []
-    frames = [frame for frame in views_of(outputs, 1) if frame["run"] is not None]
+    frames = views_of(outputs, 1)[1:-1]
     for frame in frames:
         assert frame["tokens_at"] <= len(rows)
         rows = rows[: frame["tokens_at"]] + list(frame["rows"])
@@ -229,11 +229,11 @@ def test_versions_are_told_and_switched(handlers: ChatHandlers) -> None:
     chat = views_of(asyncio.run(collect(send(handlers, settings={**ODD, "seed": "1"}))), 0)[-1]
     old = chat["messages"][1]
     data = {"chat": chat["chat"], "head": old["id"], "settings": {**ODD, "seed": "2"}, "system": ""}
-    new = views_of(asyncio.run(collect(handlers.retry(event(**data), request()))), 0)[-1]["messages"][1]
+    new = views_of(asyncio.run(collect(watch(handlers, handlers.retry(event(**data))))), 0)[-1]["messages"][1]
     assert new["versions"] == [old["id"], new["id"]] and "versions" not in old
     back = asyncio.run(handlers.switch(event(chat=chat["chat"], message=old["id"])))
     assert back["messages"][1]["id"] == old["id"] and back["messages"][1]["text"] == old["text"]
-    stale = views_of(asyncio.run(collect(handlers.retry(event(**{**data, "head": new["id"]}), request()))), 0)[-1]
+    stale, _, _ = asyncio.run(handlers.retry(event(**{**data, "head": new["id"]})))
     assert "another tab" in stale["error"] and stale["messages"][1]["id"] == old["id"]
 
 
@@ -242,7 +242,7 @@ def test_a_cut_reply_is_continued(handlers: ChatHandlers) -> None:
     reply = chat["messages"][1]
     assert reply["continuable"] and reply["cut"]
     data = {"chat": chat["chat"], "head": reply["id"], "settings": SHORT, "system": ""}
-    outputs = asyncio.run(collect(handlers.extend(event(**data), request())))
+    outputs = asyncio.run(collect(watch(handlers, handlers.extend(event(**data)))))
     longer = views_of(outputs, 0)[-1]["messages"][1]
     assert longer["text"].startswith(reply["text"]) and len(longer["text"]) > len(reply["text"])
     assert "continued" in [text for text, _ in longer["figures"]]
@@ -252,16 +252,15 @@ def test_a_deleted_chat_can_be_brought_back_and_is_not_seen_meanwhile(
     handlers: ChatHandlers, store: SessionStore
 ) -> None:
     chat = views_of(asyncio.run(collect(send(handlers))), 0)[-1]["chat"]
-    empty, _, chats = asyncio.run(handlers.delete(event(id=chat, chat=chat), request()))
+    empty, _, chats = asyncio.run(handlers.delete(event(id=chat, chat=chat)))
     assert empty["chat"] is None and chats["sessions"] == []
     (refused,) = asyncio.run(collect(send(handlers, chat=chat)))
     assert "no longer exists" in refused[0]["error"]
-    outputs = asyncio.run(collect(handlers.restore(event(id=chat, open=True), request())))
-    assert [session["id"] for session in outputs[0][2]["sessions"]] == [chat]
-    assert len(views_of(outputs, 0)[-1]["messages"]) == 2
-    late = asyncio.run(collect(handlers.restore(event(id=chat), request())))
-    assert "too late" in late[0][2]["error"]
-    asyncio.run(handlers.delete(event(id=chat), request()))
+    opened, _, chats = asyncio.run(handlers.restore(event(id=chat, open=True)))
+    assert [session["id"] for session in chats["sessions"]] == [chat] and len(opened["messages"]) == 2
+    late = asyncio.run(handlers.restore(event(id=chat)))
+    assert "too late" in late[2]["error"]
+    asyncio.run(handlers.delete(event(id=chat)))
     handlers.close()
     assert store.get_chat(chat) is None
 
@@ -274,3 +273,54 @@ def test_eight_tabs_are_written_to_at_once(handlers: ChatHandlers, engine: Engin
         reply = views_of(outputs, 0)[-1]["messages"][1]
         assert reply["status"] == "done" and reply["tokens"]
     assert engine.stats().num_running == 0 and len(engine.events._subscriptions) == 1  # the hub's
+    assert handlers.replies.num_readers == 0 and not handlers.replies._replies
+
+
+def test_two_readers_are_given_the_same_frames_and_a_slow_one_loses_some(handlers: ChatHandlers) -> None:
+    async def scenario() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        one, slow = handlers.replies.read(), handlers.replies.read()
+        _, live, _ = await handlers.send(event(text="hello", settings=LONG))
+        number = live["number"]
+        frames = [frame async for frame in frames_of(one, number)]
+        late = [frame async for frame in frames_of(slow, number)]
+        for reader in (one, slow):
+            assert reader.wait is None and reader.take() == []
+            reader.close()
+        return frames, late
+
+    frames, late = asyncio.run(scenario())
+    assert len(frames) > 3 and late == frames[-1:], "what a slow reader has missed was not kept for it"
+    assert late[0]["ended"] and late[0]["at"] == 0 and len(late[0]["rows"]) == 200
+
+
+def test_a_reply_that_could_not_be_stored_says_so_until_the_next_one(
+    handlers: ChatHandlers, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **more: Any) -> Any:
+        raise StorageError("The disk is full.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "append_reply_soon", full)
+        last = views_of(asyncio.run(collect(send(handlers))), 0)[-1]
+    assert last["error"] == "The disk is full." and len(last["messages"]) == 1
+    again = views_of(asyncio.run(collect(send(handlers, "and now?", chat=last["chat"]))), 0)[-1]
+    assert again["error"] is None and len(again["messages"]) == 3
+
+
+def test_a_chat_that_is_renamed_in_mid_reply_goes_on_being_written(
+    handlers: ChatHandlers, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("playground.ui.runs.SAVE_SECONDS", 0.02)
+
+    async def scenario() -> None:
+        transcript, _, _ = await handlers.send(event(text="hello", settings=ENDLESS))
+        chat = transcript["chat"]
+        while len(store.messages(chat)) < 2:  # what there is of the reply is stored, as stopped
+            await asyncio.sleep(0.01)
+        renamed, _ = await handlers.rename(event(id=chat, title="Other", chat=chat))
+        assert renamed["running"] and len(renamed["messages"]) == 1 and renamed["title"] == "Other"
+        refused, _ = await handlers.undo(event(chat=chat))
+        assert refused["running"] and "being written" in refused["error"]
+        await handlers.stop(event(chat=chat))
+
+    asyncio.run(scenario())

@@ -34,11 +34,50 @@ class HostOf:
         return lambda: None
 
 
+class Bell:
+    """A source that says "1", "2" and "3" to every reader after `ring`, one after another without another wake."""
+
+    name = "bell"
+
+    def __init__(self) -> None:
+        self.readers: list[BellReader] = []
+
+    def read(self, wake: Callable[[], None]) -> "BellReader":
+        self.readers.append(BellReader(self, wake))
+        return self.readers[-1]
+
+    def ring(self) -> None:
+        for reader in self.readers:
+            reader.said = 0
+            reader.wake()
+
+
+@dataclass
+class BellReader:
+    bell: Bell
+    wake: Callable[[], None]
+    said: int = 3
+
+    @property
+    def wait(self) -> float | None:
+        return 0.01 if self.said < 3 else None
+
+    def take(self) -> list[str]:
+        if self.said == 3:
+            return []
+        self.said += 1
+        return [str(self.said)]
+
+    def close(self) -> None:
+        self.bell.readers.remove(self)
+
+
 @dataclass
 class Server:
     port: int
     feed: FrameFeed
     left: list[str]
+    bell: Bell
 
     def open(self, path: str = "/live/frames", method: str = "GET") -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_SECONDS)
@@ -51,12 +90,13 @@ def server(engine: Engine) -> Iterator[Server]:
     with TelemetryHub(engine) as hub:
         feed = FrameFeed(engine, hub, linger_seconds=0.1)
         left: list[str] = []
-        routes = live_routes(cast(EngineHost, HostOf(feed)), [left.append])
+        source = Bell()
+        routes = live_routes(cast(EngineHost, HostOf(feed)), [left.append], [source])
         app = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=app.run, daemon=True)
         thread.start()
         wait_until(lambda: app.started)
-        yield Server(app.servers[0].sockets[0].getsockname()[1], feed, left)
+        yield Server(app.servers[0].sockets[0].getsockname()[1], feed, left, source)
         feed.close()
         app.should_exit = True
         thread.join(PATIENCE_SECONDS)
@@ -130,6 +170,37 @@ def test_the_worker_that_tabs_share_is_served_as_script(server: Server) -> None:
     answer = server.open("/live/worker.js")
     assert answer.status == 200 and answer.getheader("Content-Type", "").startswith("text/javascript")
     assert b"EventSource" in answer.read()
+
+
+def test_what_a_page_adds_to_the_stream_reaches_every_browser(server: Server) -> None:
+    streams = [server.open() for _ in range(2)]
+    for stream in streams:
+        next_frame(stream)
+    server.bell.ring()
+    for stream in streams:
+        said = []
+        while len(said) < 3:
+            if stream.readline() == b"event: bell\n":
+                said.append(stream.readline())
+        assert said == [b"data: 1\n", b"data: 2\n", b"data: 3\n"]
+        stream.close()
+    wait_until(lambda: not server.bell.readers)
+
+
+def test_a_page_without_a_stream_counts_as_closed_after_a_while(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("playground.ui.live_route.GONE_SECONDS", 0.2)
+    first, second = server.open("/live/frames?page=a&page=b&page=c"), server.open("/live/frames?page=b")
+    for stream in (first, second):
+        next_frame(stream)
+    first.close()
+    again = server.open("/live/frames?page=c")  # as when the connection was only lost
+    next_frame(again)
+    wait_until(lambda: server.left == ["a"])
+    for stream in (second, again):
+        stream.close()
+    wait_until(lambda: sorted(server.left) == ["a", "b", "c"])
 
 
 def test_a_page_that_says_it_is_closed_is_heard(server: Server) -> None:

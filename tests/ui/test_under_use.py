@@ -8,15 +8,21 @@ from collections.abc import Iterator
 import pytest
 
 from playground.sessions import SessionStore
-from playground.ui.app import build_ui
+from playground.ui.app import App
 from playground.ui.handlers import ChatHandlers
 from playground.ui.host import EngineHost
-from tests.ui.under_use import Left, open_and_close, settle, stream_at_once
+from tests.ui.under_use import Left, launched, open_and_close, settle, stream_at_once
 
 TABS, SECONDS = 8, 3.0
 CYCLES, WARM_UP = 200, 20
 MOST_GROWTH_BYTES = 24 << 20
-"""Of 180 cycles. A stream or a reply that stays takes far more than the allocator's noise."""
+"""Of 180 cycles. A stream, a reply or a session that stays takes far more than the allocator's noise."""
+
+
+@pytest.fixture(scope="module")
+def served(host: EngineHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, App]]:
+    with SessionStore(tmp_path_factory.mktemp("used") / "chats.sqlite") as store, launched(host, store) as served:
+        yield served
 
 
 def test_eight_tabs_stream_at_once_and_none_of_them_starves(host: EngineHost, handlers: ChatHandlers) -> None:
@@ -27,38 +33,29 @@ def test_eight_tabs_stream_at_once_and_none_of_them_starves(host: EngineHost, ha
         assert one.frames >= 3, one
         assert one.longest_gap < 2.0, one
     assert min(one.characters for one in seen) > 0.4 * max(one.characters for one in seen), "all get their share"
-    left = asyncio.run(settle(host, before.threads))
+    left = settle(host, before)
     assert (left.blocks, left.readers) == (0, 0)
 
 
-def test_two_hundred_tabs_that_come_and_go_leave_nothing_behind(host: EngineHost, handlers: ChatHandlers) -> None:
-    async def use() -> tuple[Left, Left]:
-        await open_and_close(host, handlers, WARM_UP)
-        before = await settle(host, 0, 1.0)
-        await open_and_close(host, handlers, CYCLES - WARM_UP)
-        return before, await settle(host, before.threads)
-
-    before, after = asyncio.run(use())
+def test_two_hundred_tabs_that_come_and_go_leave_nothing_behind(
+    host: EngineHost, served: tuple[str, App], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("playground.ui.live_route.GONE_SECONDS", 0.2)
+    open_and_close(*served, WARM_UP)
+    before = settle(host)
+    open_and_close(*served, CYCLES - WARM_UP, WARM_UP)
+    after = settle(host, before)
     assert (after.blocks, after.readers) == (0, 0)
-    assert after.threads <= before.threads
+    assert after.threads <= before.threads and after.sockets <= before.sockets
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("reply-")]
     assert after.resident - before.resident < MOST_GROWTH_BYTES
     assert host._listeners == ()
 
 
-@pytest.fixture
-def address(host: EngineHost) -> Iterator[str]:
-    with SessionStore() as store:
-        app = build_ui(host, store)
-        _, url, _ = app.demo.launch(prevent_thread_lock=True, quiet=True, **app.launch_options)
-        yield url
-        app.on_close.pop_all()  # the host belongs to all tests of the session, and its feed with it
-        app.demo.close(verbose=False)
-
-
 def test_pages_metrics_and_health_answer_while_the_engine_is_at_full_load(
-    host: EngineHost, handlers: ChatHandlers, address: str
+    host: EngineHost, handlers: ChatHandlers, served: tuple[str, App]
 ) -> None:
+    address, _ = served
     answers: dict[str, int] = {}
 
     def ask() -> None:

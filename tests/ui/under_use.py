@@ -1,6 +1,6 @@
-"""Using the page hard, without a browser: many tabs that stream at once, and tabs that come and go.
+"""Using the page hard, without a browser: many tabs that stream at once, and tabs that come and go over real sockets.
 
-The handlers and the stream of live frames are driven as the server drives them. Also a script that prints what it saw:
+Also a script that prints what it saw:
 
     python -m tests.ui.under_use --tabs 8 --cycles 200
 """
@@ -13,8 +13,9 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator
-from contextlib import ExitStack, aclosing
+import urllib.request
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,11 +26,14 @@ from starlette.requests import Request
 
 from playground import EngineConfig
 from playground.sessions import SessionStore
+from playground.ui.app import App, build_ui
 from playground.ui.handlers import ChatHandlers
 from playground.ui.host import EngineHost
-from playground.ui.live_route import _events
+from playground.ui.live_route import OpenPages, _events
 from tests.ui.endless import ENDLESS, write_endless_model
 
+PATIENCE_SECONDS = 30.0
+REPLY = "event: reply\ndata: "
 KEPT = ("frame-feed",)
 """The one thread that builds frames outlives its last reader by half a minute, for pages that are reloaded."""
 
@@ -50,6 +54,7 @@ class Left:
     """What there is at one moment that must not pile up."""
 
     threads: int
+    sockets: int
     blocks: int
     readers: int
     resident: int
@@ -59,8 +64,9 @@ class Left:
         gc.collect()
         stats = host.require().stats()
         threads = [one for one in threading.enumerate() if one.name not in KEPT]
-        resident = psutil.Process().memory_info().rss
-        return cls(len(threads), stats.kv_blocks_in_use, host.feed.num_readers, resident)
+        process = psutil.Process()
+        sockets, resident = len(process.net_connections("tcp")), process.memory_info().rss
+        return cls(len(threads), sockets, stats.kv_blocks_in_use, host.feed.num_readers, resident)
 
 
 class Browser:
@@ -72,92 +78,120 @@ class Browser:
     def close(self) -> None:
         self._gone.set()
 
-    def stream(self, host: EngineHost) -> AsyncGenerator[str, None]:
+    def stream(self, host: EngineHost, handlers: ChatHandlers, page: str) -> AsyncGenerator[str, None]:
         async def receive() -> dict[str, str]:
             await self._gone.wait()
             return {"type": "http.disconnect"}
 
-        scope = {"type": "http", "method": "GET", "path": "/live/frames", "headers": [], "query_string": b""}
-        return _events(host, Request(scope, receive))  # type: ignore[return-value]
-
-
-def _tab(number: int) -> Any:
-    return SimpleNamespace(session_hash=f"tab-{number}", query_params={})
+        scope = {"type": "http", "method": "GET", "path": "/live/frames", "headers": []}
+        request = Request({**scope, "query_string": f"page={page}".encode()}, receive)
+        return _events(host, OpenPages([handlers.leave]), [handlers.replies], request)  # type: ignore[return-value]
 
 
 def _event(**data: Any) -> Any:
     return SimpleNamespace(_data=data)
 
 
-async def _watch_frames(host: EngineHost, browser: Browser, seen: TabSeen) -> None:
-    async with aclosing(browser.stream(host)) as stream:
+async def _watch(host: EngineHost, handlers: ChatHandlers, number: int, seen: TabSeen, until: float) -> None:
+    """One tab from its opening over its question to its closing in mid-reply."""
+    browser, page, last = Browser(), f"page{number}", None
+    async with aclosing(browser.stream(host, handlers, page)) as stream:
+        _, live, _ = await handlers.send(_event(text=f"Tell me story {number}.", settings=ENDLESS, page=page))
+        seen.characters = len(live["text"])
         async for text in stream:
+            now = time.perf_counter()
             if text.startswith("data: "):
                 json.loads(text[6:])
                 seen.frames += 1
-
-
-async def _watch_reply(handlers: ChatHandlers, number: int, seen: TabSeen, until: float) -> None:
-    sent = _event(text=f"Tell me story number {number}.", settings=ENDLESS, page=f"page{number}")
-    last = None
-    async with aclosing(handlers.send(sent, _tab(number))) as frames:
-        async for _, live, _ in frames:
-            now = time.perf_counter()
-            if isinstance(live, dict) and live.get("text"):
-                seen.text_frames += 1
-                seen.characters = max(seen.characters, live["at"] + len(live["text"]))
-                seen.longest_gap = max(seen.longest_gap, 0.0 if last is None else now - last)
-                last = now
+            elif text.startswith(REPLY) and (frame := json.loads(text[len(REPLY) :]))["number"] == live["number"]:
+                length = frame["at"] + len(frame["text"])
+                if frame["at"] <= seen.characters < length:  # else nothing new, or one that a later frame mends
+                    seen.text_frames += 1
+                    seen.longest_gap = max(seen.longest_gap, 0.0 if last is None else now - last)
+                    seen.characters, last = length, now
             if now >= until:
-                return  # the tab is closed in mid-reply
+                browser.close()
+                handlers.leave(page)
 
 
 async def stream_at_once(host: EngineHost, handlers: ChatHandlers, tabs: int, seconds: float) -> list[TabSeen]:
-    """So many tabs write and watch for some seconds; then all are closed in mid-reply."""
+    """So many tabs, each with a stream of its own, write and watch for some seconds."""
     seen = [TabSeen() for _ in range(tabs)]
-    browsers = [Browser() for _ in range(tabs)]
     until = time.perf_counter() + seconds
-    watching = [
-        asyncio.create_task(_watch_frames(host, browser, one)) for browser, one in zip(browsers, seen, strict=True)
-    ]
-    await asyncio.gather(*(_watch_reply(handlers, number, one, until) for number, one in enumerate(seen)))
-    for number, browser in enumerate(browsers):
-        browser.close()
-        handlers.leave(f"page{number}")
-    await asyncio.gather(*watching)
+    await asyncio.gather(*(_watch(host, handlers, number, one, until) for number, one in enumerate(seen)))
     return seen
 
 
-async def open_and_close(host: EngineHost, handlers: ChatHandlers, cycles: int) -> None:
-    """A tab comes, reads its first frame, begins a reply every fourth time, and goes in the middle of it."""
-    for number in range(cycles):
-        browser, tab = Browser(), _tab(number)
-        stream = browser.stream(host)
-        async with aclosing(stream), aclosing(handlers.load(tab)) as loading:
-            await anext(loading)
-            while not (await anext(stream)).startswith("data: "):
-                pass
-            if number % 4 == 0:
-                async with aclosing(
-                    handlers.send(_event(text="Hello", settings=ENDLESS, page=f"page{number}"), tab)
-                ) as frames:
-                    async for _, live, _ in frames:
-                        if isinstance(live, dict) and live.get("text"):
-                            break
-            browser.close()
-            handlers.leave(f"page{number}")
+class HttpTab:
+    """One tab over real sockets, as a browser opens and closes it: the page, its stream, its events."""
+
+    def __init__(self, address: str, app: App, number: int) -> None:
+        self._address, self._app = address, app
+        self._page, self._session = f"page{number}", f"session{number}"
+        self._stream = urllib.request.urlopen(f"{address}live/frames?page={self._page}", timeout=PATIENCE_SECONDS)
+        with urllib.request.urlopen(address, timeout=PATIENCE_SECONDS) as page:
+            assert b"mountTranscript" in page.read()
+        for dependency in self._dependencies("load"):
+            self._event(dependency)
+
+    def send(self, text: str) -> None:
+        """Ask, and wait for the first frame of the reply."""
+        (dependency,) = self._dependencies("send")
+        self._event(dependency, {"text": text, "settings": ENDLESS, "page": self._page})
+        while self._stream.readline() != b"event: reply\n":
+            pass
+
+    def close(self, quietly: bool) -> None:
+        """`quietly`: without saying so, as when the browser was killed."""
+        if not quietly:
+            leave = urllib.request.Request(f"{self._address}live/leave?page={self._page}", method="POST")
+            urllib.request.urlopen(leave, timeout=PATIENCE_SECONDS).close()
+        self._stream.close()
+
+    def _dependencies(self, event: str) -> list[int]:
+        return [one["id"] for one in self._app.demo.config["dependencies"] if one["targets"][0][1] == event]
+
+    def _event(self, dependency: int, event_data: Any = None) -> None:
+        body = {"data": [], "event_data": event_data, "fn_index": dependency, "session_hash": self._session}
+        join = urllib.request.Request(f"{self._address}gradio_api/queue/join", json.dumps(body).encode())
+        join.add_header("Content-Type", "application/json")
+        urllib.request.urlopen(join, timeout=PATIENCE_SECONDS).close()
+        told = f"{self._address}gradio_api/queue/data?session_hash={self._session}"
+        with urllib.request.urlopen(told, timeout=PATIENCE_SECONDS) as stream:
+            said = [json.loads(line[6:]) for line in stream if line.startswith(b"data: ")]
+        assert any(one["msg"] == "process_completed" and one["success"] for one in said), said
 
 
-async def settle(host: EngineHost, threads: int, seconds: float = 20.0) -> Left:
-    """What is left once the engine rests; threads end a moment after their work."""
+def open_and_close(address: str, app: App, cycles: int, first: int = 0) -> None:
+    """Tabs come; every fourth begins a reply; all go, in the middle of it, every eighth without a word."""
+    for number in range(first, first + cycles):
+        tab = HttpTab(address, app, number)
+        if number % 4 == 0:
+            tab.send("Hello")
+        tab.close(quietly=number % 8 == 0)
+
+
+def settle(host: EngineHost, before: Left | None = None, seconds: float = 20.0) -> Left:
+    """What is left once the engine rests and nobody reads; threads and sockets end a moment after their work."""
     until = time.monotonic() + seconds
     while True:
         left = Left.now(host)
-        stats = host.require().stats()
-        rests = not stats.num_running and not stats.num_waiting
-        if (rests and left.threads <= threads) or time.monotonic() > until:
+        rests = not host.require().stats().num_running and not left.readers
+        if rests and before is not None:
+            rests = left.threads <= before.threads and left.sockets <= before.sockets
+        if rests or time.monotonic() > until:
             return left
-        await asyncio.sleep(0.05)
+        time.sleep(0.05)
+
+
+@contextmanager
+def launched(host: EngineHost, store: SessionStore) -> Iterator[tuple[str, App]]:
+    """The app over a host, which is not closed, served by this process."""
+    app = build_ui(host, store)
+    _, address, _ = app.demo.launch(prevent_thread_lock=True, quiet=True, **app.launch_options)
+    yield address, app
+    app.on_close.pop_all()  # the host belongs to others too, and its feed with it
+    app.demo.close(verbose=False)
 
 
 def main() -> None:
@@ -168,24 +202,22 @@ def main() -> None:
     options = parser.parse_args()
     print(f"{os.cpu_count()} cores")
     with ExitStack() as stack:
-        folder = write_endless_model(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "endless")
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder = write_endless_model(place / "endless")
         host = stack.enter_context(EngineHost())
         host.load(EngineConfig(model=str(folder), device="cpu", dtype="float32", num_kv_blocks=2048)).result()
-        store = stack.enter_context(SessionStore())
+        store = stack.enter_context(SessionStore(place / "chats.sqlite"))
         handlers = ChatHandlers(host, store)
         stack.callback(handlers.runs.close)
-
-        async def use() -> None:
-            for number, one in enumerate(await stream_at_once(host, handlers, options.tabs, options.seconds)):
-                print(f"tab {number}: {asdict(one)}")
-            await open_and_close(host, handlers, 20)
-            before = await settle(host, 0, 3.0)
-            print(f"before the cycles: {asdict(before)}")
-            for _ in range(4):
-                await open_and_close(host, handlers, options.cycles // 4)
-                print(f"after {options.cycles // 4} more: {asdict(await settle(host, before.threads))}")
-
-        asyncio.run(use())
+        for number, one in enumerate(asyncio.run(stream_at_once(host, handlers, options.tabs, options.seconds))):
+            print(f"tab {number}: {asdict(one)}")
+        address, app = stack.enter_context(launched(host, store))
+        open_and_close(address, app, 20)
+        before = settle(host)
+        print(f"before the cycles: {asdict(before)}")
+        for part in range(4):
+            open_and_close(address, app, options.cycles // 4, 20 + part * options.cycles // 4)
+            print(f"after {options.cycles // 4} more: {asdict(settle(host, before))}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What happens when the compare page asks for something. Handlers keep nothing but which comparison a tab shows: fields
-come with every event, and the truth is the run or the store.
+"""What happens when the compare page asks for something. Handlers keep nothing: fields come with every event, and the
+truth is the run or the store. How a comparison goes on reaches the browser through its live stream.
 """
 
 import asyncio
@@ -7,8 +7,7 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -18,16 +17,16 @@ from playground.errors import PlaygroundError
 from playground.sessions import SessionStore
 from playground.ui.comparing import markdown, setup, view
 from playground.ui.comparing.runs import ComparisonRun, ComparisonRuns
+from playground.ui.comparing.stream import ComparisonStream
 from playground.ui.host import EngineHost
 
 logger = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.15
 SAVED_SHOWN = 50
 FAULT = "The playground could not do that because of a fault of its own; its log says more. Try again."
+LOST = "The playground was started anew while this comparison ran: it is lost. Run it again."
 
 View = dict[str, Any]
-Frames = AsyncGenerator[View, None]
 _revisions = itertools.count(time.time_ns() // 1_000_000)
 
 
@@ -37,48 +36,42 @@ class CompareHandlers:
     def __init__(self, host: EngineHost, store: SessionStore) -> None:
         self._host, self._store = host, store
         self.runs = ComparisonRuns(host, store)
-        self._shown: dict[str, object] = {}
-        """A mark for what each tab shows, to end a stream whose tab has moved on."""
+        self.stream = ComparisonStream(self.runs, self._running)
 
-    async def load(self, request: gr.Request) -> Frames:
+    async def load(self) -> View:
         """The page was opened: the comparison that runs, or the empty page."""
         run = self.runs.current
-        if run is None:
-            yield await self._view()
-            return
-        async with aclosing(self._watch(run, _tab(request))) as frames:
-            async for frame in frames:
-                yield frame
+        return await self._view() if run is None else self._running(run)
 
-    async def run(self, event: gr.EventData, request: gr.Request) -> Frames:
-        async with aclosing(self._start(lambda: dict(event._data), _tab(request))) as frames:
-            async for frame in frames:
-                yield frame
+    async def run(self, event: gr.EventData) -> View:
+        return await self._start(lambda: dict(event._data))
 
-    async def preset(self, event: gr.EventData, request: gr.Request) -> Frames:
+    async def preset(self, event: gr.EventData) -> View:
         """One click: its fields are filled in and it runs."""
         key, blind = str(event._data.get("key", "")), bool(event._data.get("blind"))
-        async with aclosing(self._start(lambda: setup.of_preset(key, blind=blind), _tab(request))) as frames:
-            async for frame in frames:
-                yield frame
+        return await self._start(lambda: setup.of_preset(key, blind=blind))
+
+    async def ended(self, event: gr.EventData) -> View:
+        """The comparison that a tab shows has ended, or may have."""
+        run = self.runs.latest
+        if run is None or run.number != event._data.get("number"):  # the playground was started anew
+            return await self._view(problem=LOST)
+        return await self._now(run)
 
     async def stop(self) -> None:
         run = self.runs.current
         if run is not None:
             run.stop()
 
-    async def own(self, request: gr.Request) -> View:
+    async def own(self) -> View:
         """The fields for a comparison of one's own, from the present configuration."""
-        self._shown.pop(_tab(request), None)
         serving = self._host.serving
         return await self._view(fields=setup.own(None if serving is None else serving.config))
 
-    async def overview(self, request: gr.Request) -> View:
-        self._shown.pop(_tab(request), None)
+    async def overview(self) -> View:
         return await self._view()
 
-    async def open(self, event: gr.EventData, request: gr.Request) -> View:
-        self._shown.pop(_tab(request), None)
+    async def open(self, event: gr.EventData) -> View:
         return await self._saved(_id(event))
 
     async def vote(self, event: gr.EventData) -> View:
@@ -115,9 +108,7 @@ class CompareHandlers:
             file = {"name": f"{name}.json", "type": "application/json", "text": text}
         return {"rev": next(_revisions), "download": file, "problem": None}
 
-    # Streaming
-
-    async def _start(self, fields: Callable[[], View], tab: str) -> Frames:
+    async def _start(self, fields: Callable[[], View]) -> View:
         given: View | None = None
         try:
             given = fields()
@@ -125,28 +116,10 @@ class CompareHandlers:
             run = await asyncio.to_thread(self.runs.start, plan, given)
         except setup.SetupError as problem:
             where = {"text": str(problem), "side": problem.side, "field": problem.field}
-            yield await self._view(fields=given, problem=where)
-            return
+            return await self._view(fields=given, problem=where)
         except PlaygroundError as problem:
-            yield await self._view(fields=given, problem=str(problem))
-            return
-        async with aclosing(self._watch(run, tab)) as frames:
-            async for frame in frames:
-                yield frame
-
-    async def _watch(self, run: ComparisonRun, tab: str) -> Frames:
-        """Frames of a run, whenever there is something new, until it is stored or the tab shows something else."""
-        mark = self._shown[tab] = object()
-        told = -1
-        while not run.ended:
-            if self._shown.get(tab) is not mark:
-                return
-            if run.revision != told:
-                told = run.revision
-                yield await self._view(run)
-            await asyncio.sleep(LOOK_SECONDS)
-        if self._shown.get(tab) is mark:
-            yield await self._view(run, problem=run.problem)
+            return await self._view(fields=given, problem=str(problem))
+        return await self._now(run)
 
     # Views
 
@@ -161,6 +134,17 @@ class CompareHandlers:
             return await self._view(problem=FAULT)
         return await self._view(fields=data["setup"], result=shown)
 
+    async def _now(self, run: ComparisonRun) -> View:
+        return await self._view(run, problem=run.problem) if run.ended else self._running(run)
+
+    def _running(self, run: ComparisonRun) -> View:
+        """What there is of a comparison that runs; how it goes on comes with the live stream."""
+        text, done = run.progress()
+        return self._shown(run.setup, run.result, f"run {run.number}") | {
+            "following": run.number,
+            "running": {"text": text, "done": done},
+        }
+
     async def _view(
         self,
         run: ComparisonRun | None = None,
@@ -170,21 +154,22 @@ class CompareHandlers:
         problem: View | str | None = None,
     ) -> View:
         """`fields` replace what the page's fields hold, once for every `fields_key`; None leaves them."""
-        revision = next(_revisions)
-        fields_key = f"revision {revision}"
-        if run is not None:
-            fields, result, fields_key = run.setup, run.result, f"run {id(run)}"
-        doing, done = (None, 0.0) if run is None or run.ended else run.progress()
+        view = self._shown(fields, result) if run is None else self._shown(run.setup, run.result, f"run {run.number}")
         if isinstance(problem, str):
             problem = {"text": problem, "side": None, "field": None}
+        return view | {"problem": problem, "saved": await self._list()}
+
+    def _shown(self, fields: View | None, result: View | None, fields_key: str | None = None) -> View:
+        revision = next(_revisions)
         return {
             "rev": revision,
-            "fields_key": fields_key,
+            "fields_key": fields_key or f"revision {revision}",
             "fields": fields,
-            "running": None if doing is None else {"text": doing, "done": done},
+            "following": None,
+            "running": None,
             "result": result,
-            "problem": problem,
-            "saved": [] if doing is not None else await self._list(),
+            "problem": None,
+            "saved": [],
         }
 
     async def _list(self) -> list[View]:
@@ -197,10 +182,6 @@ class CompareHandlers:
             {"id": one.id, "title": one.title, "created": one.created_ms, "voted": one.vote is not None}
             for one in saved
         ]
-
-
-def _tab(request: gr.Request) -> str:
-    return str(request.session_hash)
 
 
 def _id(event: gr.EventData) -> int:

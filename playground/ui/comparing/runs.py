@@ -3,9 +3,11 @@
 It is stored when it ends, whatever ended it and whoever watches. Knows nothing of gradio.
 """
 
+import itertools
 import logging
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +20,7 @@ from playground.ui.host import EngineHost
 
 logger = logging.getLogger(__name__)
 
+_numbers = itertools.count(time.time_ns() // 1_000_000)
 LABEL = "A comparison is running"
 FAULT = "The comparison could not be kept because of a fault in the playground; see its log."
 
@@ -27,6 +30,8 @@ class ComparisonRun:
 
     def __init__(self, plan: Plan, setup: Mapping[str, Any], store: SessionStore) -> None:
         self.setup = dict(setup)
+        self.number = next(_numbers)
+        """Which comparison it is, also for pages that stay open while the playground is started anew."""
         self.revision = 0
         """Counts what there is to be shown anew."""
         self.saved_id: int | None = None
@@ -84,12 +89,15 @@ class ComparisonRuns:
 
     def __init__(self, host: EngineHost, store: SessionStore) -> None:
         self._host, self._store = host, store
-        self._run: ComparisonRun | None = None
+        self.latest: ComparisonRun | None = None
+        """The one that runs, or ran last."""
+        self.on_start: Callable[[], None] = lambda: None
+        """Called with every new one, on the thread that starts it."""
 
     @property
     def current(self) -> ComparisonRun | None:
         """The one that runs now."""
-        run = self._run
+        run = self.latest
         return None if run is None or run.ended else run
 
     def start(self, plan: Plan, setup: Mapping[str, Any]) -> ComparisonRun:
@@ -102,8 +110,9 @@ class ComparisonRuns:
         engine = None  # it would keep the engine's memory
         lease = ExitStack()
         lease.enter_context(self._host.exclusive(LABEL, free_memory=on_gpu))
-        run = self._run = ComparisonRun(plan, setup, self._store)
+        run = self.latest = ComparisonRun(plan, setup, self._store)
         threading.Thread(target=run.follow, args=(lease,), name="comparison", daemon=True).start()
+        self.on_start()
         return run
 
     def close(self, timeout: float = 5.0) -> None:

@@ -22,6 +22,7 @@ def build(context: PageContext) -> None:
     context.on_close.callback(do.close)
     context.routes.extend(chat_routes(context.store))
     context.on_leave.append(do.leave)
+    context.sources.append(do.replies)
     words = {
         "name": PAGE_NAME,
         "empty_title": EMPTY_TITLE,
@@ -39,7 +40,7 @@ def build(context: PageContext) -> None:
         with gr.Column(elem_id="conversation"):
             events = ("retry", "extend", "undo", "edit", "switch")
             transcript = surface("mountTranscript", "transcript", events=events, config=words, live=True)
-            reply = surface("mountReply", "live", live=True)
+            reply = surface("mountReply", "live", events=("again",), live=True)
         composer = surface("mountComposer", "composer", events=("send", "stop"), config=_settings())
     surface("mountPanel", "panel", config={"views": VIEWS})
 
@@ -52,6 +53,7 @@ def build(context: PageContext) -> None:
     transcript.extend(do.extend, None, everything, **MANY)
     transcript.switch(do.switch, None, [transcript], **MANY)
     transcript.undo(do.undo, None, [transcript, sessions], **MANY)
+    reply.again(do.again, None, everything, **MANY)
     sessions.open(do.open, None, everything, **MANY)
     sessions.new(do.new, None, [transcript, reply], **MANY)
     sessions.rename(do.rename, None, [transcript, sessions], **MANY)

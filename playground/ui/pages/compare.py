@@ -10,17 +10,19 @@ from playground.ui.comparing.handlers import CompareHandlers
 from playground.ui.components import surface
 from playground.ui.pages.page import MANY, QUIET, Page, PageContext
 
-EVENTS = ("run", "preset", "stop", "own", "overview", "open", "vote", "remove", "export")
+EVENTS = ("run", "preset", "ended", "stop", "own", "overview", "open", "vote", "remove", "export")
 
 
 def build(context: PageContext) -> None:
     do = CompareHandlers(context.host, context.store)
     context.on_close.callback(do.runs.close)
+    context.sources.append(do.stream)
     page = surface("mountCompare", "compare", events=EVENTS, config=_config(), live=True)
     download = surface("mountDownload", "compare-download", live=True)
     context.demo.load(do.load, None, [page], **QUIET)
     page.run(do.run, None, [page], **MANY)
     page.preset(do.preset, None, [page], **MANY)
+    page.ended(do.ended, None, [page], **MANY)
     page.stop(do.stop, None, None, queue=False, **MANY)
     page.own(do.own, None, [page], **MANY)
     page.overview(do.overview, None, [page], **MANY)

@@ -11,6 +11,7 @@ from starlette.routing import BaseRoute
 from playground.sessions import SessionStore
 from playground.sessions.recorder import RunRecorder
 from playground.ui.host import EngineHost
+from playground.ui.live_route import Source
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 """For every event of ours: no spinner over the component, not in the public API, no queue of its own."""
@@ -37,6 +38,8 @@ class PageContext:
 
     In place of `demo.unload`, for which Gradio keeps a connection a tab open: a browser has six for all tabs together.
     """
+    sources: list[Source]
+    """What pages add to the one stream that every browser reads."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@
     const link = /^#compare\/(\d+)$/.exec(window.location.hash);
     let linked = link && Number(link[1]); // the comparison that the address names
     let asked = false; // waiting for the server's first word
+    let over = 0; // the comparison that ended last: an answer that was on its way may take it for running
     const forms = new Map(); // side -> form, while its settings are open
 
     const bar = el("div", { class: "bar" });
@@ -197,6 +198,7 @@
       if (draft && !view.result && !view.running && fieldsKey && !value.problem) draft.sides.forEach((_, side) => { if (!forms.has(side)) openForm(side); });
       refresh();
       address();
+      if (view.following && view.following === over) send("ended", { number: over });
     };
 
     // The address names the comparison that is shown: a link, the back button and a reload lead to it.
@@ -206,6 +208,12 @@
       if (window.location.hash !== wanted) window.history.replaceState(null, "", wanted);
     };
     P.bind(props, watch, take);
+    P.stream.on("comparison", ({ number, ended, view: value }) => {
+      if (ended) over = number;
+      if (number !== view.following) return;
+      if (ended) send("ended", { number }); else take(value);
+    });
+    P.stream.onState((connected) => { if (connected && view.following) send("ended", { number: view.following }); });
     refresh();
     P.pages.onShow((name) => { if (name === "compare") refresh(); });
   };

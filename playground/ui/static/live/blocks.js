@@ -270,7 +270,8 @@
         const filled = used ? slots / (used * store.facts.block_size) : null;
         const said = [span < total ? `first ${P.count(span)} of ${P.count(total)}` : "", bucket > 1 ? `${bucket} blocks a square` : ""].filter(Boolean).join(" · ");
         if (scale.textContent !== said) scale.textContent = said;
-        const figures = [`${P.count(used)} in use`, `${P.count(both)} shared`, `${P.count(cached)} cached`, `${P.count(total - used - cached)} empty`, `${P.written(format.percent(filled))} filled`];
+        const figures = [`${P.count(used)} in use`, `${P.count(both)} shared`, `${P.count(cached)} cached`, `${P.count(total - used - cached)} empty`];
+        if (filled !== null) figures.push(`${P.written(format.percent(filled))} filled`);
         view.note(frozen ? "held still" : figures.join(" · "));
         choose();
         const request = store.requests.get(store.followed);

@@ -1,5 +1,5 @@
-// Where the live frames come from: the worker that all tabs of this browser share, or where there are none a stream of this
-// tab's own. Losing the connection is said once and calmly, and mended by itself.
+// Where the live frames and replies come from: the worker that all tabs of this browser share, or where there are none a
+// stream of this tab's own. Losing the connection is said once and calmly, and mended by itself.
 (() => {
   "use strict";
   const P = window.Playground;
@@ -24,27 +24,43 @@
     if (now) say(true);
   };
 
+  // The frames of one reply, the one that this tab shows; of the others only that they have ended.
+  let [shown, reply] = [null, () => {}];
+  // What else comes on the stream, by its name.
+  const others = { comparison: () => {} };
+  const takeOther = (name, text) => others[name](JSON.parse(text));
+
   const take = (text, again) => { if (!P.live.apply(JSON.parse(text))) again(); };
   const at = (name) => new URL(`live/${name}`, document.baseURI);
 
   const shared = () => {
     const worker = new SharedWorker(at("worker.js"), { name: "inference-playground" });
-    const hello = () => worker.port.postMessage("hello");
+    const hello = () => worker.port.postMessage({ hello: P.page, shown });
     worker.onerror = own; // an old worker, or one that may not be loaded
-    worker.port.onmessage = ({ data }) => { if ("connected" in data) tell(data.connected); else if (data.host) P.host.take(data.host); else take(data.frame, hello); };
-    window.addEventListener("pagehide", () => worker.port.postMessage("bye"));
+    worker.port.onmessage = ({ data }) => {
+      if ("connected" in data) tell(data.connected);
+      else if (data.host) P.host.take(data.host);
+      else if (data.reply) reply(data.reply);
+      else if (data.name) takeOther(data.name, data.data);
+      else take(data.frame, hello);
+    };
+    P.stream.show = (number) => { shown = number; worker.port.postMessage({ shown }); };
+    window.addEventListener("pagehide", () => worker.port.postMessage({ bye: true }));
     window.addEventListener("pageshow", (event) => { if (event.persisted) hello(); });
     hello();
   };
 
   const own = () => {
     let retry = 0;
-    const source = new EventSource(at("frames"));
+    const source = new EventSource(at(`frames?page=${P.page}`));
     const again = () => { source.close(); window.clearTimeout(retry); retry = window.setTimeout(own, 3000); };
     source.onopen = () => tell(true);
     source.onmessage = (event) => take(event.data, () => { source.close(); own(); });
     source.addEventListener("host", (event) => P.host.take(event.data));
+    source.addEventListener("reply", (event) => reply(JSON.parse(event.data)));
+    for (const name of Object.keys(others)) source.addEventListener(name, (event) => takeOther(name, event.data));
     source.onerror = () => { tell(false); if (source.readyState === EventSource.CLOSED) again(); };
+    P.stream.show = (number) => { shown = number; };
     window.addEventListener("pagehide", () => { window.clearTimeout(retry); source.close(); }, { once: true });
     window.addEventListener("pageshow", (event) => { if (event.persisted) own(); }, { once: true });
   };
@@ -55,6 +71,8 @@
 
   P.stream = {
     onState: (listener) => listeners.push(listener),
+    onReply: (listener) => { reply = listener; },
+    on: (name, listener) => { others[name] = listener; },
     start: () => { if (window.SharedWorker) shared(); else own(); },
   };
   P.stream.start();
