@@ -92,6 +92,11 @@ class RunRecorder:
         for watch in found:
             watch.note(generation.request_id, note)
 
+    def recording_of(self, engine: RecordedEngine) -> int | None:
+        """The id of the recording of an engine that is watched; None where it could not be begun."""
+        with self._lock:
+            return next((watch.recording_id for watch in self._watches if watch.engine is engine), None)
+
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until what has been told until now is stored, or has failed to be."""
         with self._lock:
@@ -119,6 +124,7 @@ class _Watch:
         name: Callable[[str], str],
     ) -> None:
         self.engine = engine
+        self.recording_id: int | None = None
         self.num_lost = 0
         self._runs = runs
         self._hub = hub
@@ -202,7 +208,7 @@ class _Watch:
         facts, start = facts_of(engine), engine.kv_snapshot()
         created_ms = time.time_ns() // 1_000_000 - (time.perf_counter_ns() - start.time_ns) // 1_000_000
         model = self._name(config.model or "")
-        recording_id, config_id = self._runs.begin(
+        self.recording_id, config_id = self._runs.begin(
             created_ms=created_ms,
             config=config.model_dump(mode="json"),
             model=model,
@@ -212,7 +218,7 @@ class _Watch:
         script = Transcriber(
             facts, start, created_ms=created_ms, config_id=config_id, model=model, tokenizer=engine.tokenizer
         )
-        return _BatchWriter(self._runs, recording_id, script)
+        return _BatchWriter(self._runs, self.recording_id, script)
 
     def _tell_notes(self, script: Transcriber) -> None:
         with self._lock:

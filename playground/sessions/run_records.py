@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from playground.telemetry.recording import Recording
 
-Origin = Literal["here", "imported", "tour"]
+Origin = Literal["here", "comparison", "imported", "tour"]
+PURPOSE, COMPARISON = "purpose", "comparison"
+"""An entry of a recording's environment, and its value for engines that were compared."""
 Finish = Literal["stop", "length", "abort", "error"]
 
 SORTS = (

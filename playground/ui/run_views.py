@@ -16,7 +16,12 @@ from playground.telemetry.waterfall import waterfall
 
 PROMPT_SHOWN = 160
 ENDS = {"stop": "stopped by itself", "length": "length", "abort": "stopped", "error": "error"}
-ORIGINS = {"here": "this playground", "imported": "an imported file", "tour": "a guided tour"}
+ORIGINS = {
+    "here": "this playground",
+    "comparison": "a comparison",
+    "imported": "an imported file",
+    "tour": "a guided tour",
+}
 QUANTITIES = (
     ("Time to first token", "time_to_first_token"),
     ("Time per output token", "time_per_output_token"),

@@ -74,7 +74,6 @@ METRICS: tuple[Metric, ...] = (
         "The most KV blocks in use at one time in a run, a shared block counted once. A contiguous cache has one large "
         "block for each request.",
         "count",
-        "lower",
     ),
     Metric(
         "kv_bytes_peak",

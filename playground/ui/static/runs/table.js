@@ -10,7 +10,7 @@
   // [sort key, label, what it is, cell, class]
   const COLUMNS = [
     ["created_ms", "Time", "When the request came.", (run) => el("time", { text: P.runs.when(run.time_ms).slice(5) }), "time"],
-    ["chat", "Chat", "The saved chat that it belongs to.", (run) => run.title || (run.origin === "imported" ? "imported" : "—"), "chat minor"],
+    ["chat", "Chat", "The saved chat that it belongs to, or where it came from.", (run) => run.title || ({ imported: "imported", comparison: "comparison" }[run.origin] || "—"), "chat minor"],
     ["prompt", "Prompt", "How the prompt begins.", (run) => el("a", { href: `#requests/${run.id}`, text: run.prompt || "(empty)" }), "prompt"],
     ["model", "Configuration", "The model, and the first letters of the configuration's hash: the same for runs with the same switches.", (run) => el("span", {}, `${run.model} `, el("small", { text: run.config })), "model minor"],
     ["num_output_tokens", "Tokens", "Tokens of the prompt, then tokens generated.", (run) => `${format.count(run.prompt_tokens)[0]} + ${format.count(run.output_tokens)[0]}`, "num"],
@@ -63,23 +63,25 @@
     const storage = el("div", { class: "storage" });
     root.append(el("div", { class: "page-body" }, tours, el("div", { class: "summary" }, percentiles, storage), tools, problem, table, empty, paging));
 
+    const clear = P.sureButton({ class: "quiet", hidden: true, face: () => "Clear raw events", sure: "Click again to clear them all", act: async () => {
+      say((await P.runs.post("runs/clear")).error);
+      refresh();
+    } });
+    const stores = el("div");
+    storage.append(stores, clear);
     const showStorage = (stored) => {
       const limit = el("select", { "aria-label": "Limit of raw events" }, ...stored.limits.map((bytes) => el("option", { value: String(bytes), text: P.written(format.bytes(bytes)) })));
       limit.value = String(stored.limit_bytes);
       limit.addEventListener("change", async () => { say((await P.runs.post(`runs/limit?bytes=${limit.value}`)).error); refresh(); });
-      const clear = el("button", { class: "quiet", type: "button", text: "Clear raw events", onclick: async () => {
-        if (clear.dataset.sure !== "1") { clear.dataset.sure = "1"; clear.textContent = "Click again to clear them all"; window.setTimeout(() => { clear.dataset.sure = ""; clear.textContent = "Clear raw events"; }, 4000); return; }
-        say((await P.runs.post("runs/clear")).error);
-        refresh();
-      } });
       const lost = stored.lost ? `${P.count(stored.lost)} events could not be stored.` : null;
-      storage.replaceChildren(
+      clear.hidden = !stored.playable;
+      stores.replaceChildren(
         el("dl", {},
           el("dt", { text: "Database", "data-tip": "Size of the file with chats, runs and raw events, its log included. — where it is kept in memory only.", tabindex: "0" }), el("dd", { text: stored.file_bytes ? P.written(format.bytes(stored.file_bytes)) : "—" }),
           el("dt", { text: "Raw events", "data-tip": "Steps, tokens, block events and samples, from which runs are played. Estimated.", tabindex: "0" }), el("dd", { text: P.written(format.bytes(stored.raw_bytes)) }),
           el("dt", { text: "Keep at most", "data-tip": "Beyond this the oldest raw events are deleted. The figures of all runs stay.", tabindex: "0" }), el("dd", {}, limit),
           el("dt", { text: "Can be played" }), el("dd", { text: `${P.count(stored.playable)} of ${P.count(stored.requests)} runs` })),
-        clear, ...(lost ? [el("p", { class: "problem", text: lost })] : []));
+        ...(lost ? [el("p", { class: "problem", text: lost })] : []));
     };
 
     const showPercentiles = (rows) => {
