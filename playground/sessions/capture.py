@@ -41,11 +41,15 @@ class RunCapture:
         self._recorder.watch(engine, self._hub)
         self._recorder.flush()  # it knows the engine's state from before the first request
 
-    def end(self, generations: Sequence[Generation], params: Sequence[SamplingParams]) -> list[int | None]:
-        """Store what is left; the run of each of these requests, None for one that could not be stored."""
-        for generation, one in zip(generations, params, strict=True):
+    def end(
+        self, generations: Sequence[Generation], params: Sequence[SamplingParams], asked: Sequence[str]
+    ) -> list[int | None]:
+        """Store what is left; the run of each of these requests, None for one that could not be stored. `asked` is what
+        each of them answers."""
+        for generation, one, prompt in zip(generations, params, asked, strict=True):
             logprobs = [entry.logprob for entry in generation.logprobs or ()]
-            told = Note(params=one.model_dump(mode="json"), metrics=asdict(generation.metrics), logprobs=logprobs)
+            metrics = asdict(generation.metrics)
+            told = Note(prompt=prompt, params=one.model_dump(mode="json"), metrics=metrics, logprobs=logprobs)
             self._recorder.note(self._engine, generation, told)
         recording = self._recorder.recording_of(self._engine)
         self._recorder.close()

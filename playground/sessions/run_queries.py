@@ -18,6 +18,7 @@ from playground.sessions.rows import TokenIds, event_row, read_snapshot, row_byt
 from playground.sessions.run_records import (
     COMPARISON,
     FINISHES,
+    ORIGINS,
     PURPOSE,
     SORTS,
     Latencies,
@@ -273,6 +274,8 @@ def _filtered(query: Select[Any], wish: RunQuery) -> Select[Any]:
         query = query.where(requests.c.finish.is_(None))
     elif wish.finish in FINISHES:
         query = query.where(requests.c.finish == wish.finish)
+    if wish.origin in ORIGINS:
+        query = query.where(_origin() == wish.origin)
     if wish.config_id:
         query = query.where(requests.c.config_id == wish.config_id)
     return query

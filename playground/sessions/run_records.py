@@ -18,6 +18,7 @@ SORTS = (
     "created_ms", "chat", "prompt", "model", "num_prompt_tokens", "num_output_tokens", "time_to_first_token",
     "time_per_output_token", "acceptance", "num_cached_tokens", "kv_blocks_peak", "finish",
 )  # fmt: skip
+ORIGINS = ("here", "comparison", "imported")
 FINISHES = ("stop", "length", "abort", "error", "unfinished")
 
 
@@ -30,6 +31,8 @@ class RunQuery:
     finish: str = ""
     """One of `FINISHES`, or empty for all."""
     config_id: str = ""
+    origin: str = ""
+    """Where it ran: one of `ORIGINS`, or empty for all."""
     sort: str = "created_ms"
     descending: bool = True
     limit: int = 50

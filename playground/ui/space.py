@@ -70,7 +70,7 @@ def answer_once(message: str, max_tokens: int, temperature: float, seed: int) ->
                     handle.cancel()
                 done.append(handle.result())
             finally:
-                recorded = capture.end(done, [params] * len(done))
+                recorded = capture.end(done, [params] * len(done), [message] * len(done))
             files = [base64.b64encode(pack(runs.run(one))).decode() for one in recorded if one is not None]
     except PlaygroundError as error:
         yield text, {"phase": "ended", "error": str(error)}

@@ -69,8 +69,10 @@ def test_a_run_is_shown_while_it_goes_and_saved_at_its_end(
             told = [token for token in own if token.position is not None]
             assert "".join(token.text for token in told).startswith(output["same"].rstrip("\ufffd"))
             assert len(told) == 8 and all(token.logprob is not None for token in told)
+            assert played.request.prompt in ("one two", "three")  # as it was asked
             assert played.request.origin == "comparison" and played.request.num_output_tokens == 8
-    assert runs.find(RunQuery()).num_found == 4 and runs.find(RunQuery()).latencies.e2e_latency == []
+    assert runs.find(RunQuery(origin="comparison")).num_found == 4 and runs.find(RunQuery(origin="here")).num_found == 0
+    assert runs.find(RunQuery()).latencies.e2e_latency == []
 
     opened = asyncio.run(compare.open(event(id=shown["id"]), request("tab-2")))
     assert opened["result"] == shown and opened["fields"]["sides"] == fields()["sides"]

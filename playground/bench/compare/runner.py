@@ -191,10 +191,11 @@ class Comparison:
             seconds = time.perf_counter() - started
         finally:
             engine.events.unsubscribe(events)
-        values = measure(generations, seconds, events.drain(), events.num_dropped, engine.stats())
+        told, dropped = events.drain(), events.num_dropped
+        values = measure(generations, seconds, told, dropped, engine.stats())
         with self._lock:
             runs = self._record["sides"][side]["runs"]
-            runs.append({"round": number, "values": values, **draft_counts(generations)})
+            runs.append({"round": number, "values": values, **draft_counts(generations, told, dropped)})
 
     # One workload
 

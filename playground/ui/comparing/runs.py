@@ -43,6 +43,7 @@ class ComparisonRun:
         self.result: dict[str, Any] | None = None
         """What the page shows of it so far."""
         self._store = store
+        self._prompts = plan.prompts
         self._comparison = Comparison(plan, self._on_change, self._capture)
         self._ended = threading.Event()
 
@@ -80,7 +81,8 @@ class ComparisonRun:
 
     def _capture(self, engine: Engine) -> EndOfCapture:
         """The texts' runs are recorded like a chat's, so that each can be played on the Requests page."""
-        return RunCapture(RunStore(self._store), engine, _describe, model_name).end
+        capture = RunCapture(RunStore(self._store), engine, _describe, model_name)
+        return lambda generations, params: capture.end(generations, params, self._prompts[: len(generations)])
 
     def _on_change(self, is_record: bool) -> None:
         if is_record:

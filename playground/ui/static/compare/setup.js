@@ -15,7 +15,7 @@
       const runs = `${draft.warmups} warm-up${draft.warmups === "1" ? "" : "s"}, n = ${draft.repeats}`;
       return draft.mode === "concurrent" ? `Concurrent, ${runs}: shows contention` : `Sequential, ${runs}, order shuffled`;
     },
-    sampling: (draft) => `${Number(draft.temperature) === 0 ? "Greedy" : `Temperature ${draft.temperature}`}, ${draft.max_tokens} tokens, seed ${draft.seed}`,
+    sampling: (draft) => `${Number(draft.temperature) === 0 ? "Greedy" : `T = ${draft.temperature}`}, ${draft.max_tokens} tokens, seed ${draft.seed}`,
   };
   P.compare.labels = labels;
 
