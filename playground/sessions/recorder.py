@@ -208,17 +208,18 @@ class _Watch:
         facts, start = facts_of(engine), engine.kv_snapshot()
         created_ms = time.time_ns() // 1_000_000 - (time.perf_counter_ns() - start.time_ns) // 1_000_000
         model = self._name(config.model or "")
-        self.recording_id, config_id = self._runs.begin(
+        recording_id, config_id = self._runs.begin(
             created_ms=created_ms,
             config=config.model_dump(mode="json"),
             model=model,
             environment=self._describe(config),
             facts=facts,
         )
+        self.recording_id = recording_id
         script = Transcriber(
             facts, start, created_ms=created_ms, config_id=config_id, model=model, tokenizer=engine.tokenizer
         )
-        return _BatchWriter(self._runs, self.recording_id, script)
+        return _BatchWriter(self._runs, recording_id, script)
 
     def _tell_notes(self, script: Transcriber) -> None:
         with self._lock:
