@@ -93,6 +93,11 @@ class RunRecorder:
         for watch in found:
             watch.note(generation.request_id, note)
 
+    def recording_of(self, engine: RecordedEngine) -> int | None:
+        """The id of the recording of an engine that is watched; None where it could not be begun."""
+        with self._lock:
+            return next((watch.recording_id for watch in self._watches if watch.engine is engine), None)
+
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until what has been told until now is stored, or has failed to be."""
         with self._lock:
@@ -120,6 +125,7 @@ class _Watch:
         name: Callable[[str], str],
     ) -> None:
         self.engine = engine
+        self.recording_id: int | None = None
         self.num_lost = 0
         self._runs = runs
         self._hub = hub
@@ -216,6 +222,7 @@ class _Watch:
             environment=self._describe(config),
             facts=facts,
         )
+        self.recording_id = recording_id
         script = Transcriber(
             facts, start, created_ms=created_ms, config_id=config_id, model=model, tokenizer=engine.tokenizer
         )

@@ -83,6 +83,10 @@ class RunStore:
         """The request that made a saved reply."""
         return self._read(lambda connection: run_queries.run_of_message(connection, message_id))
 
+    def of_engine(self, recording_id: int) -> dict[int, int]:
+        """The requests of one recording, by the engine's numbers for them."""
+        return self._read(lambda connection: run_queries.runs_of_engine(connection, recording_id))
+
     def storage(self) -> StorageInfo:
         return self._read(lambda connection: run_queries.measure(connection, self._file_bytes()))
 

@@ -59,6 +59,8 @@ class Note:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     logprobs: Sequence[float] = ()
     """Of its tokens, in order."""
+    prompt: str | None = None
+    """What was asked, where the request's own prompt has a chat's frame around it."""
 
 
 class _Open:
@@ -138,6 +140,8 @@ class Transcriber:
         if row is None:
             return False
         row |= {"chat_id": note.chat_id, "message_id": note.message_id, "params": canonical_json(note.params)}
+        if note.prompt is not None:
+            row["prompt"] = clean_text(note.prompt[:PROMPT_CHARS])
         columns = split_metrics(note.metrics)
         row |= {name: value for name, value in columns.items() if name in row and value is not None}
         self._batch.requests[request_id] = row

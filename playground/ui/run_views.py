@@ -16,7 +16,12 @@ from playground.telemetry.waterfall import waterfall
 
 PROMPT_SHOWN = 160
 ENDS = {"stop": "stopped by itself", "length": "length", "abort": "stopped", "error": "error"}
-ORIGINS = {"here": "this playground", "imported": "an imported file", "tour": "a guided tour"}
+ORIGINS = {
+    "here": "this playground",
+    "comparison": "a comparison",
+    "imported": "an imported file",
+    "tour": "a guided tour",
+}
 QUANTITIES = (
     ("Time to first token", "time_to_first_token"),
     ("Time per output token", "time_per_output_token"),
@@ -114,8 +119,10 @@ def _tokens(run: RecordedRun, request: int, frames: Sequence[dict[str, Any]]) ->
     for frame in frames:
         for step in frame["steps"]:
             ends[step.step] = frame["t"]
-    own = [token for token in run.recording.tokens if token.request == request and token.step in ends]
-    return [[ends[one.step], one.text, one.origin, one.logprob, one.step] for one in own]
+    own = [token for token in run.recording.tokens if token.request == request]
+    told = [[ends[one.step], one.text, one.origin, one.logprob, one.step] for one in own if one.step in ends]
+    begun = bool(told) and own[0].step not in ends  # before the recording's part that is this run's
+    return [[0.0, "… ", "target", None, told[0][4]], *told] if begun else told
 
 
 def _label(run: RecordedRun) -> dict[str, Any]:

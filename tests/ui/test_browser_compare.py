@@ -87,6 +87,14 @@ def test_a_comparison_shows_the_first_difference_the_numbers_and_every_run(new_t
     assert tab.page.evaluate("window.__pwned") is None
     assert "/#compare/" in tab.page.url
 
+    # The run behind a text opens on the Requests page, and the back button leads here again.
+    compare.locator(".col").nth(1).get_by_role("link", name="replay it").click()
+    runs = tab.page.locator("#runs")
+    runs.get_by_text("from a comparison").wait_for()
+    assert HOSTILE in runs.locator(".spoken .prompt").inner_text()
+    tab.page.go_back()
+    compare.locator("table").wait_for()
+
     # A link to it opens it again, for another user and on a narrow page too, where the sides stand below each other.
     narrow = new_tab(width=390, height=844)
     narrow.page.goto(tab.page.url)

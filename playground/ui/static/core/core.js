@@ -64,6 +64,24 @@
     return el("span", {}, el("span", { class: "long", text: label }), el("span", { class: "short", text: short }));
   };
 
+  // A button for what cannot be undone: the first click asks, the second one does it. It stays armed for as long as it
+  // is attended to; a click or the focus elsewhere, or Escape, lets go of it. `face()` is what it shows at rest.
+  P.sureButton = ({ face, sure, act, ...props }) => {
+    let armed = false;
+    const elsewhere = (event) => { if (!node.contains(event.target)) arm(false); };
+    const arm = (now) => {
+      armed = now;
+      node.replaceChildren(now ? sure : face());
+      if (now) document.addEventListener("pointerdown", elsewhere, true); else document.removeEventListener("pointerdown", elsewhere, true);
+    };
+    const node = el("button", {
+      type: "button", ...props, onblur: () => arm(false),
+      onclick: () => { const now = armed; arm(!now); if (now) act(); },
+      onkeydown: (event) => { if (event.key === "Escape" && armed) { event.preventDefault(); arm(false); } },
+    }, face());
+    return node;
+  };
+
   P.count = (value) => value.toLocaleString("en-US");
 
   // The conversation stays at its end while it grows, unless the reader scrolled up.
