@@ -58,7 +58,11 @@ GROUPS: tuple[tuple[str, dict[str, _Text]], ...] = (
             "load_format": _Text("File format", "How the weights are stored; dummy makes random ones of that shape."),
             "device": _Text("Device", "Where the model runs; auto takes a GPU where there is one."),
             "dtype": _Text("Number type", "Type of the weights and of the arithmetic; auto is the checkpoint's own."),
-            "quantization": _Text("Quantization", "Weights in fewer bits, made while they are loaded."),
+            "quantization": _Text(
+                "Quantization",
+                "Weights in fewer bits, made while they are loaded. On a CPU int8 and int4 are also quick ones; nf4, "
+                "fp8 and int2 are written out for every product, several times slower than bfloat16.",
+            ),
             "seed": _Text("Seed", "Where random numbers start, for requests that bring no seed of their own."),
         },
     ),
