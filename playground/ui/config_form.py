@@ -74,6 +74,11 @@ GROUPS: tuple[tuple[str, dict[str, _Text]], ...] = (
             "quantization.group_size": _Text("Group size", "Inputs that share one scale; -1 is one a row.", _CUSTOM),
             "quantization.symmetric": _Text("Symmetric", "As wide below zero as above: no zero points.", _CUSTOM),
             "quantization.head": _Text("Output head", "The matrix that scores every token of the vocabulary.", _CUSTOM),
+            "quantization.scale_search": _Text(
+                "Searched scales",
+                "Scales that round a group with least error, not from its range.",
+                ("quantization.method", ("rtn", "gptq")),
+            ),
             "quantization.double_quant": _Text(
                 "Quantized scales", "nf4: the scales are rounded to 8 bits too.", ("quantization.method", ("nf4",))
             ),
