@@ -32,5 +32,7 @@
       return [digits(value), UNITS[power]];
     },
   };
+  // A length of time that was chosen and not measured: "4 s".
+  P.spanText = (value) => (value % 1000 === 0 ? `${value / 1000} s` : P.written(P.format.ms(value)));
   P.written = ([number, unit]) => (unit ? `${number} ${unit}` : number);
 })();
