@@ -26,7 +26,8 @@
   new MutationObserver(repaint).observe(document.documentElement, { attributes: true, attributeFilter: ["class"] });
   document.addEventListener("DOMContentLoaded", () => new MutationObserver(repaint).observe(document.body, { attributes: true, attributeFilter: ["class"] }));
   window.addEventListener("resize", repaint);
-  const sizes = new ResizeObserver(repaint);
+  const widths = new WeakMap(); // of the pictures: asking a node for it makes the browser lay out the page
+  const sizes = new ResizeObserver((entries) => { for (const entry of entries) widths.set(entry.target, Math.round(entry.contentRect.width)); repaint(); });
 
   // A picture of `height` css pixels, as wide as its place. Focusable; `label` names it, `says()` is what it shows in words.
   P.canvas = ({ label, height, className = "" }) => {
@@ -39,7 +40,7 @@
       set height(value) { if (value !== tall) { tall = value; node.style.height = `${tall}px`; } },
       // Gets the drawing context ready in css pixels; null while the picture is not shown. Clears only where asked.
       begin(clear = true) {
-        const width = node.clientWidth;
+        const width = widths.get(node) ?? node.clientWidth;
         if (!width || !tall) return null;
         const scale = window.devicePixelRatio || 1;
         const [w, h] = [Math.round(width * scale), Math.round(tall * scale)];

@@ -7,12 +7,14 @@
   const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   const known = (value) => typeof value === "number" && Number.isFinite(value);
 
+  const writers = []; // by decimals: making one takes far longer than using it
   const digits = (value) => {
     if (value === 0) return "0";
     const rounded = Number(value.toPrecision(3));
     if (Math.abs(rounded) < 0.001) return value > 0 ? "<0.001" : ">-0.001";
     const decimals = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(rounded))));
-    return rounded.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+    writers[decimals] ||= new Intl.NumberFormat("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+    return writers[decimals].format(rounded);
   };
 
   P.format = {

@@ -143,7 +143,7 @@
         view.says(said);
         picture.says(said);
       };
-      return { draw, text };
+      return { draw, text, slow: true };
     },
   });
 })();
