@@ -19,8 +19,6 @@ SYSTEM = (
     "You are a friendly storyteller. You speak in short sentences. In your stories animals talk, and all ends well."
 )
 LONG = {"max_tokens": "400", "temperature": "0.8"}
-COLORS = 128
-"""Enough for flat colours and soft letters; a third of the bytes."""
 
 
 class Camera:
@@ -32,26 +30,25 @@ class Camera:
     def wants(self, *names: str) -> bool:
         return not self._wanted or bool(self._wanted.intersection(names))
 
-    def take(self, name: str, what: Any) -> None:
-        """`what` is a page, an element, or several elements, of which the smallest rectangle around them is taken."""
-        if not self.wants(name):
-            return
-        if isinstance(what, list):
-            boxes = [one.bounding_box() for one in what]
-            left, top = min(box["x"] for box in boxes), min(box["y"] for box in boxes)
-            right, bottom = (
-                max(box["x"] + box["width"] for box in boxes),
-                max(box["y"] + box["height"] for box in boxes),
-            )
-            clip = {"x": left - 12, "y": top - 2, "width": right - left + 24, "height": bottom - top + 12}
-            data = what[0].page.screenshot(clip=clip)
-        else:
-            data = what.screenshot()
+    def take(self, tab: Tab, **names: list[Any] | None) -> None:
+        """One moment of a page, from which each named picture is cut: the whole, or the rectangle around elements."""
+        names = {name.replace("_", "-"): parts for name, parts in names.items() if self.wants(name.replace("_", "-"))}
+        boxes = {name: parts and [part.bounding_box() for part in parts] for name, parts in names.items()}
+        data = tab.page.screenshot() if names else b""
+        for name, around in boxes.items():
+            self._keep(name, data, around)
+
+    def _keep(self, name: str, data: bytes, around: list[dict[str, float]] | None) -> None:
         from PIL import Image
 
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        if around:
+            left, top = min(box["x"] for box in around) - 12, min(box["y"] for box in around) - 2
+            right = max(box["x"] + box["width"] for box in around) + 12
+            bottom = max(box["y"] + box["height"] for box in around) + 10
+            image = image.crop((int(left), int(top), min(image.width, int(right)), min(image.height, int(bottom))))
         path = FOLDER / f"{name}.png"
-        image = Image.open(io.BytesIO(data)).convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
-        image.save(path, optimize=True)
+        image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1024:.0f} KiB")
 
 
@@ -76,15 +73,15 @@ def chat(camera: Camera, new_tab: Callable[..., Tab]) -> None:
         tab.send(text)
     tabs[0].send(STORY)
     tab = tabs[0]
-    tab.wait("() => document.querySelectorAll('#live .t').length > 70")
-    camera.take("chat", tab.page)
-    camera.take("blocks", [tab.view("blocks")])
-    camera.take("requests-over-time", [tab.view("requests")])
-    tab.view("throughput").scroll_into_view_if_needed()
+    tab.wait("() => document.querySelectorAll('#live .t').length > 60")
+    camera.take(tab, chat=None, blocks=[tab.view("blocks")], requests_over_time=[tab.view("requests")])
     tab.page.locator("#instruments").evaluate("(node) => { node.scrollTop = 1e6; }")
     tab.page.wait_for_timeout(600)
-    camera.take("throughput-and-memory", [tab.view("throughput"), tab.view("memory")])
-    camera.take("roofline", [tab.view("roofline"), tab.view("predicted")])
+    camera.take(
+        tab,
+        throughput_and_memory=[tab.view("throughput"), tab.view("memory")],
+        roofline=[tab.view("roofline"), tab.view("predicted")],
+    )
     tab.wait_idle()
 
 
@@ -98,9 +95,9 @@ def tokens(camera: Camera, new_tab: Callable[..., Tab]) -> None:
     for key, name in (("2", "speculation"), ("3", "confidence"), ("4", "timing")):
         tab.page.keyboard.press(f"Alt+{key}")
         if name == "confidence":
-            tab.replies.last.locator(".t.unsure").nth(4).hover()
+            tab.replies.last.locator(".t.unsure").first.hover()
         tab.page.wait_for_timeout(400)
-        camera.take(f"tokens-{name}", [tab.replies.last])
+        camera.take(tab, **{f"tokens_{name}": [tab.replies.last]})
         tab.page.mouse.move(300, 700)
     tab.page.keyboard.press("Alt+1")
 
@@ -111,7 +108,7 @@ def replay(camera: Camera, new_tab: Callable[..., Tab]) -> None:
     tab.page.goto(f"{tab.address}#requests/tour/copy-on-write-fork")
     tab.page.locator("#runs .captions li").nth(2).get_by_role("button").click()
     tab.page.wait_for_timeout(800)
-    camera.take("replay", tab.page)
+    camera.take(tab, replay=None)
 
 
 def compare(camera: Camera, new_tab: Callable[..., Tab]) -> None:
@@ -121,7 +118,7 @@ def compare(camera: Camera, new_tab: Callable[..., Tab]) -> None:
     tab.page.locator(".compare .card", has_text="Draft model, K = 4").first.click()
     tab.page.locator(".compare").get_by_role("button", name="Run again", exact=True).wait_for(timeout=300_000)
     tab.page.wait_for_timeout(800)
-    camera.take("compare", tab.page)
+    camera.take(tab, compare=None)
 
 
 def still(name: str) -> Callable[[Camera, Callable[..., Tab]], None]:
@@ -131,7 +128,7 @@ def still(name: str) -> Callable[[Camera, Callable[..., Tab]], None]:
         tab = new_tab()
         tab.page.goto(f"{tab.address}#{name}")
         tab.page.wait_for_timeout(2500)
-        camera.take(name, tab.page)
+        camera.take(tab, **{name: None})
 
     return scene
 
@@ -153,7 +150,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
         chromium() as browser,
-        served(Path(folder), "--speculation", "draft") as app,
+        served(Path(folder), "--speculation", "draft", "--draft-tokens", "4") as app,
     ):
         rested = Tab(browser, app.address)  # the ceilings are measured once somebody looks and the engine rests
         rested.wait("() => Playground.live.facts.ceilings")
