@@ -17,6 +17,9 @@ TREE_TOKENS = 64
 """Query tokens of a sequence that a tree mask can tell apart: the bits of an int64."""
 # Rows of queries that share one explicit mask: bounds its size and skips the keys that no row of the piece sees.
 _MASKED_ROWS = 256
+# Sequences in a packed piece from which two batched products beat torch's flash attention in float32: 16 sequences of 3
+# KV heads of 64 and 144 tokens take 83 us and 186, 4 of them 19 and 99, one 29 and 32. Bfloat16 would round the scores.
+_BATCH_BY_PRODUCTS = 4
 
 
 @dataclass(slots=True)
@@ -149,6 +152,11 @@ def attend_piece(
             q, k, v, 0.0, piece.causal, attn_mask=piece.mask, scale=scale
         )
         lse = lse * LOG2E
+    elif piece.packed and batch >= _BATCH_BY_PRODUCTS and q.dtype == torch.float32 and q.device.type == "cpu":
+        scores = torch.matmul(q * scale, k.transpose(-1, -2))
+        if piece.mask is not None:
+            scores += piece.mask
+        out = torch.matmul(torch.softmax(scores, dim=-1), v)
     else:
         out = F.scaled_dot_product_attention(q, k, v, piece.mask, 0.0, piece.causal, scale=scale)
     if piece.packed > 1:

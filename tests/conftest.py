@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: a test that needs the hub is a bug
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start, too: tiny tensors gain nothing from more threads
 
 import torch
 
@@ -35,13 +36,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Tiny tensors gain nothing from more threads, and lose much when the cores are shared."""
-    torch.set_num_threads(1)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped with the reason where torch finds no NVIDIA GPU."""
+    """Files with a browser begin first: they take longest, and at the end one process would wait for the other.
+
+    Tests marked `gpu` are skipped with the reason where torch finds no NVIDIA GPU.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

@@ -1,8 +1,8 @@
 """Linear layers for inference, in the layout that the device reads fastest.
 
-On a CPU, weights are reordered once at load: bfloat16 into oneDNN's own layout (plain `F.linear` reads it at half the
-memory bandwidth at one row), float32 into transposed panels (15 to 45 % less time from 4 to 32 rows). Holds one
-copy of a weight, never two (but see `worth_a_copy`), and no gradients.
+On a CPU, weights are reordered once at load into oneDNN's own layout. Plain `F.linear` reads bfloat16 at half the
+memory bandwidth at one row, and on an AMD EPYC (Zen 4, two cores) float32 too: [3072, 576] takes 700 us at one row and
+917 at 16, laid out 356 and 428. Holds one copy of a weight, never two (but see `worth_a_copy`), and no gradients.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,54 +22,40 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
-# A plain matrix (one that is also the embedding) of 49152 x 576, one thread: W x^T takes 2.5 ms in bfloat16 up to 16
-# rows, where x W^T takes 4 to 5.3 ms; oneDNN takes 12 and 16 ms in float32 at 4 and 16 rows, where it takes 18 and 25.
-# That is so with AMX. With AVX-512 alone W x^T takes 22 to 25 ms in bfloat16 and x W^T 13 to 19.
+# A plain matrix (one that is also the embedding) of 49152 x 576 in bfloat16, one thread: W x^T takes 2.5 ms up to 16
+# rows, where x W^T takes 4 to 5.3 ms. So with AMX; with AVX-512 alone W x^T takes 22 to 25 ms and x W^T 13 to 19.
 _MOST_ROWS_TURNED = 16 if torch.cpu._is_amx_tile_supported() else 0
-_ONEDNN_ROWS = range(3, 65)
-_SMALL_COPY = 8 << 20
-# Float32 panels: at 16 rows, x W with W [576, 3072] takes 1.1 ms, but 0.5 ms as 8 panels of 384 columns.
-_WIDEST_PANEL, _PANEL = 1024, 512
-_MOST_ROWS_IN_ONE_CALL = 32
+_SMALL_COPY = (8 if _MOST_ROWS_TURNED else 64) << 20
+_USUAL_ROWS = 16
+"""Rows that oneDNN lays a matrix out for; other numbers read that layout as fast."""
 
 
 class Linear:
     """y = x W^T + b, optionally with a residual added in the same call."""
 
-    __slots__ = ("_packed", "_panels", "bias", "dtype", "in_features", "out_features", "weight")
+    __slots__ = ("_packed", "bias", "dtype", "in_features", "out_features", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> None:
         """`weight` is [out, in]; with `keep` it stays as it is, for others to use too."""
         self.out_features, self.in_features = weight.shape
         self.dtype, self.bias = weight.dtype, bias
         self._packed: Tensor | None = None
-        self._panels: Tensor | None = None
         self.weight: Tensor | None = None
         if keep or not reorders(weight.dtype, weight.device):
             self.weight = weight
-        elif weight.dtype == torch.bfloat16:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
         else:
-            count = _panel_count(self.out_features)
-            panels = weight.view(count, self.out_features // count, self.in_features).transpose(1, 2)
-            self._panels = panels.clone(memory_format=torch.contiguous_format)
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _USUAL_ROWS)
 
     def __call__(self, x: Tensor) -> Tensor:
         """[T, in] -> [T, out]."""
         if self._packed is not None:
             return _pointwise(x, self._packed, self.bias, "none", [], "")
-        if self._panels is None:
-            return self._plain(x)
-        y = self._by_panels(x, self._panels)
-        return y if self.bias is None else y.add_(self.bias)
+        return self._plain(x)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + linear(x); `residual` may be overwritten."""
         if self._packed is not None:
             return _pointwise_with(x, residual, self._packed, self.bias, "add")
-        if self._panels is not None and self._panels.shape[0] == 1:
-            residual.addmm_(x, self._panels[0])
-            return residual if self.bias is None else residual.add_(self.bias)
         if self.weight is not None and x.device.type != "cpu":  # one launch: the product adds to what is there
             residual.addmm_(x, self.weight.t())
             return residual if self.bias is None else residual.add_(self.bias)
@@ -83,22 +69,9 @@ class Linear:
                 if rows == 1:
                     return torch.mv(self.weight, x[0])[None]
                 return torch.mm(self.weight, x.t()).t().contiguous()
-            if x.dtype == torch.float32 and rows in _ONEDNN_ROWS:
+            if x.dtype == torch.float32:
                 return _pointwise(x, self.weight, None, "none", [], "")
         return F.linear(x, self.weight, self.bias)
-
-    def _by_panels(self, x: Tensor, panels: Tensor) -> Tensor:
-        count, inputs, width = panels.shape
-        rows = x.shape[0]
-        if count == 1:
-            return torch.mm(x, panels[0])
-        if rows <= _MOST_ROWS_IN_ONE_CALL:
-            y = torch.bmm(x.expand(count, rows, inputs), panels)
-            return y.transpose(0, 1).reshape(rows, self.out_features)
-        y = x.new_empty(rows, self.out_features)
-        for part, panel in zip(y.split(width, dim=1), panels.unbind(0), strict=True):
-            torch.mm(x, panel, out=part)
-        return y
 
     @property
     def num_elements(self) -> int:
@@ -181,17 +154,10 @@ def worth_a_copy(weight: Tensor) -> bool:
     """Whether a head that is also the embedding is better laid out a second time: small, and much faster so.
 
     4096 x 192 in bfloat16, one row and thread: 43 us in oneDNN's layout, 73 with `F.linear`, 142 as a matrix times a
-    vector; that is a quarter of a step of the bundled draft model. Float32 gains nothing.
+    vector; that is a quarter of a step of the bundled draft model. 49152 x 576 at 16 rows, two threads: 3.7 ms and 5.8,
+    a twentieth of a step of a 135 M model, for 56 MB. Float32 gains less: oneDNN reads it well as it is.
     """
     return weight.dtype == torch.bfloat16 and weight.nbytes <= _SMALL_COPY and reorders(weight.dtype, weight.device)
-
-
-def _panel_count(outputs: int) -> int:
-    """Into how many equal panels a matrix is cut: 1 where it is narrow or has no divisor of a good size."""
-    if outputs <= _WIDEST_PANEL:
-        return 1
-    widths = (width for width in range(_PANEL, _PANEL // 4, -1) if outputs % width == 0)
-    return outputs // next(widths, outputs)
 
 
 def _packed_ops() -> tuple[Any, Any]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -95,13 +96,14 @@ def _make(config: TrainConfig, resume: bool, group: Group) -> Trainer:
 def _help(rank: int, size: int, port: int, config: TrainConfig, resume: bool, stop_after_steps: int | None) -> None:
     """What a helper process runs: the same loop on its share of the rows, in silence."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; rank 0 decides
-    group = Group(rank, size, port)
+    group = Group()
     try:
+        group = Group(rank, size, port)
         _make(config, resume, group).run(stop_after_steps)
     except PlaygroundError:
         pass  # rank 0 meets the same and tells the user
     except RuntimeError as error:
-        if "Connection" not in str(error):  # rank 0 has gone, and said why
+        if not (isinstance(error, dist.DistError) or "Connection" in str(error)):  # else rank 0 has gone, and said why
             raise
     finally:
         group.close()

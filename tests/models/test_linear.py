@@ -8,7 +8,7 @@ from torch import Tensor
 from playground.models import linear
 from playground.models.linear import ACTIVATIONS, GatedLinear, Linear, worth_a_copy
 
-# Outputs: narrow, wide with a divisor for panels, wide without one, odd.
+# Outputs: narrow, wide, wide and odd, few.
 SHAPES = [(24, 16), (1536, 40), (1033, 24), (7, 5)]
 ROWS = [1, 2, 3, 8, 16, 17, 33, 80]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1}
@@ -78,6 +78,7 @@ def test_a_kept_weight_is_the_tensor_that_was_given() -> None:
 
 def test_only_a_small_bfloat16_head_is_laid_out_beside_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "reorders", lambda dtype, device: True)
+    monkeypatch.setattr(linear, "_SMALL_COPY", 8 << 20)
     assert worth_a_copy(torch.empty(4096, 1024, dtype=torch.bfloat16, device="meta"))
     assert not worth_a_copy(torch.empty(4097, 1024, dtype=torch.bfloat16, device="meta"))
     assert not worth_a_copy(torch.empty(64, 8, dtype=torch.float32, device="meta"))

@@ -55,7 +55,7 @@ TRY_SHARE = 0.006
 """Share of the time that goes to tries at their longest distance."""
 
 REST = 8
-"""Steps without drafts for which prices and decisions stand: planning every one took 2 % of a step of 4 ms."""
+"""Steps that verify nothing for which prices and decisions stand: planning every one took 3 % of a step of 4 ms."""
 MIN_PLAIN_STEPS = 2
 """Timings of steps without drafts that a decision needs to compare with."""
 
@@ -106,7 +106,9 @@ class _Request:
     keen: bool = False
     """Its last try was accepted: the next step tries again."""
     decide_at: int = 0
-    """Step of the next decision: not every one in large batches, or while it does not draft: planning is not free."""
+    """Step before which it is not decided anew, in large batches and while it does not draft: planning is not free."""
+    decided_at: int = -1
+    """Step of the last decision."""
     reason: str = ""
 
 
@@ -138,8 +140,12 @@ class AdaptivePlanner:
         self._prior = [FIRST_ACCEPTANCE] * max_num_tokens
         self._best_gain = 1.0
         """Speed-up if every draft were accepted."""
-        self._priced_size, self._price_at = 0, 0
-        """Batch size that these are of, and the step from which they are too old."""
+        self._priced_size = 0
+        """Batch size that these are of."""
+        self._priced_at = -1
+        """The step in which they were worked out last: decisions that are older may change."""
+        self._verified_at = -1
+        """The last step that verified drafts: since then, acceptance and costs are others."""
         self._cap = max_num_tokens
         """Most drafts that pay for the batch as it is mixed; 0: none do."""
         self._batch_gain = 1.0
@@ -196,6 +202,8 @@ class AdaptivePlanner:
             lost = self.costs.relative_cost(cost.num_seqs, num_drafts, num_rounds) - 1
             self.balance -= lost - self._num_accepted / cost.num_seqs
         self.balance = max(-MAX_DEBT, min(MAX_BALANCE, self.balance))
+        if cost.num_target_tokens > cost.num_seqs:
+            self._verified_at = self._step
         self._is_open = False
 
     def forget(self, request_id: int) -> None:
@@ -226,7 +234,8 @@ class AdaptivePlanner:
         if self.costs.num_plain_steps(batch_size) < MIN_PLAIN_STEPS:
             self._kind = "plain"
             return
-        if self._step >= self._price_at or batch_size != self._priced_size or any(member.drafts for member in members):
+        is_old = self._verified_at >= self._priced_at or self._step >= self._priced_at + REST
+        if is_old or batch_size != self._priced_size:
             self._price(batch_size)
         self._cap = self._common_cap(members)
         drafting = [member.gain for member in members if member.drafts and self._cap]
@@ -236,8 +245,8 @@ class AdaptivePlanner:
         self._kind = self._next_kind(drafting)
 
     def _price(self, batch_size: int) -> None:
-        """Work out what drafts cost and promise; not for every step in which nobody drafts."""
-        self._priced_size, self._price_at = batch_size, self._step + REST
+        """Work out what drafts cost and promise; not for every step, if nothing was verified."""
+        self._priced_size, self._priced_at = batch_size, self._step
         longest = min(self._max_num_tokens, max(1, 2 * self.costs.longest_draft(batch_size)))
         self._step_costs = [self._cost(k, k) for k in range(longest + 1)]
         self._prior = self._engine.estimates([FIRST_ACCEPTANCE] * self._max_num_tokens, PRIOR_WEIGHT)
@@ -288,8 +297,9 @@ class AdaptivePlanner:
     def _choose(self, request: _Request) -> int:
         if self._kind == "plain":
             return 0
-        if self._step >= request.decide_at:
+        if request.decided_at < self._priced_at and self._step >= request.decide_at:
             self._decide(request)
+            request.decided_at = self._step
             request.decide_at = self._step + (1 + self._batch_size // 4 if request.drafts else REST)
         if not (request.drafts and self._cap):
             return int(self._trying or (request.keen and not request.drafts and self._may_follow_up))

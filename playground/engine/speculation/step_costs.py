@@ -9,6 +9,7 @@ import math
 from bisect import bisect_right, insort
 from collections import deque
 from dataclasses import dataclass
+from functools import cache
 from statistics import median_low
 
 WINDOW = 31
@@ -50,9 +51,14 @@ class StepCosts:
         self._num_steps = 0
         self._growth: float | None = None
         """Nanoseconds another query token adds; None where it has to be computed anew."""
+        self._plain: dict[int, float] = {}
+        """Nanoseconds of a plain step, where nothing was observed since it was worked out."""
 
     def observe(self, cost: StepCost, num_rounds: int) -> None:
-        """Learn from one step in which drafting took `num_rounds` rounds, one token each of every sequence."""
+        """Learn from one step in which drafting took `num_rounds` rounds, one token each of every sequence.
+
+        Without rounds, the time of drafting is that of planning and of looking drafts up: it counts with the step's.
+        """
         self._num_steps += 1
         row, width = _row(cost.num_seqs), _rounded(cost.num_target_tokens / cost.num_seqs)
         target, draft = self._target.get(row, _Curve()), self._draft.get(row, _Curve())
@@ -62,8 +68,10 @@ class StepCosts:
                 most_target = MAX_SURPRISE * self._target_ns(cost.num_seqs, width)
             if num_rounds and not draft.count(num_rounds):
                 most_draft = MAX_SURPRISE * self._draft_ns(cost.num_seqs, num_rounds)
-        target.add(width, self._num_steps, max(1, cost.target_ns), most_target)
+        target_ns = cost.target_ns if num_rounds else cost.target_ns + cost.draft_ns
+        target.add(width, self._num_steps, max(1, target_ns), most_target)
         self._target[row] = target
+        self._plain.pop(row, None)
         if num_rounds:
             draft.add(num_rounds, self._num_steps, cost.draft_ns, most_draft)
             self._draft[row] = draft
@@ -87,9 +95,12 @@ class StepCosts:
 
     def _plain_ns(self, num_seqs: int) -> float:
         """More tokens never take less time: so that the engine's first, slow steps do not make drafts look cheap."""
-        curve = self._target[_row(num_seqs)]
-        wider = [curve.medians[x] for x in curve.xs[1:] if curve.count(x) > 1]
-        return min(curve.medians[1.0], PLAIN_TOLERANCE * min(wider, default=math.inf))
+        row = _row(num_seqs)
+        if row not in self._plain:
+            curve = self._target[row]
+            wider = [curve.medians[x] for x in curve.xs[1:] if curve.count(x) > 1]
+            self._plain[row] = min(curve.medians[1.0], PLAIN_TOLERANCE * min(wider, default=math.inf))
+        return self._plain[row]
 
     def _target_ns(self, num_seqs: int, width: float) -> float:
         curve = self._target[_row(num_seqs)]
@@ -160,6 +171,7 @@ class _Curve:
         return (1 - share) * self.medians[left] + share * self.medians[right]
 
 
+@cache
 def _row(num_seqs: int) -> int:
     return round(ROWS_PER_DOUBLING * math.log2(num_seqs))
 

@@ -16,10 +16,12 @@
   let connected = true;
   let timer = 0;
 
+  const say = (now) => { if (connected !== now) { connected = now; for (const listener of listeners) listener(now); } };
   const tell = (now) => {
+    if (!now && timer) return; // every try that fails says so: the time counts from the first
     window.clearTimeout(timer);
-    const said = () => { if (connected !== now) { connected = now; for (const listener of listeners) listener(now); } };
-    if (now) said(); else timer = window.setTimeout(said, LOST_MS);
+    timer = now ? 0 : window.setTimeout(say, LOST_MS, false);
+    if (now) say(true);
   };
 
   const take = (text, again) => { if (!P.live.apply(JSON.parse(text))) again(); };
