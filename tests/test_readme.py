@@ -41,6 +41,12 @@ def test_a_command_that_the_readme_shows_exists(command: str) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
+def test_every_picture_and_file_that_the_readme_names_is_there() -> None:
+    named = re.findall(r"\]\(((?:assets|playground|kernels|tests)/[^)#]+)\)", README)
+    assert len(named) > 12
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_the_figures_of_the_readme_are_those_of_the_stored_benchmark_run() -> None:
     data = json.loads((ROOT / "assets" / "benchmarks" / "engine-cpu.json").read_text(encoding="utf-8"))
     assert data["peer"] == "transformers" and data["plan"]["repeats"] >= 3

@@ -35,6 +35,7 @@ from playground.sessions.tables import (
     Message,
     RecordedBlock,
     RecordedChange,
+    RecordedGpuSample,
     RecordedRequest,
     RecordedSample,
     RecordedStep,
@@ -58,6 +59,7 @@ RAW = {
     "request_event": table(RecordedChange),
     "block_event": table(RecordedBlock),
     "sample": table(RecordedSample),
+    "gpu_sample": table(RecordedGpuSample),
     "token": tokens,
 }
 
@@ -100,6 +102,12 @@ def add_recording(
     }
     query = insert(recordings).values(**values).returning(recordings.c.id)
     return int(connection.execute(query).scalar_one()), used
+
+
+def set_facts(connection: Connection, recording_id: int, facts: EngineFacts) -> None:
+    """What is known of the recorded engine now."""
+    values = {"facts": canonical_json(asdict(facts))}
+    connection.execute(update(recordings).where(recordings.c.id == recording_id).values(**values))
 
 
 def store_batch(connection: Connection, recording_id: int, batch: Batch) -> set[int]:

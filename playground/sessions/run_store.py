@@ -56,6 +56,10 @@ class RunStore:
             lambda connection: run_queries.add_recording(connection, origin="here", created_ms=created_ms, **values)
         )
 
+    def know(self, recording_id: int, facts: EngineFacts) -> None:
+        """More has become known of a recording's engine: what its machine can do at most."""
+        self._write(lambda connection: run_queries.set_facts(connection, recording_id, facts))
+
     def store(self, recording_id: int, batch: Batch) -> "Future[set[int]]":
         """Store a batch; the result names the segments that have been deleted meanwhile."""
         return self._store._writer.submit(

@@ -89,7 +89,7 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
 
 def _recorder(host: EngineHost, store: SessionStore, on_close: ExitStack) -> RunRecorder:
     """Records every engine of the host, from before its first request."""
-    recorder = RunRecorder(RunStore(store), describe, model_name)
+    recorder = RunRecorder(RunStore(store), describe, model_name, host.feed.rates_of)
 
     def arrives(serving: Serving) -> None:
         recorder.watch(serving.engine, serving.hub)

@@ -27,6 +27,7 @@
     close: "M4 4l8 8M12 4l-8 8",
     pause: "M5.5 4v8M10.5 4v8",
     play: "M5.5 3.8v8.4l6.5-4.2z",
+    contrast: "M8 2.5a5.5 5.5 0 1 0 0 11a5.5 5.5 0 0 0 0-11zM8 2.5v11M10 3v10M12 4.4v7.2",
     download: "M8 2.5v7.5M4.8 7L8 10.2 11.2 7M3 13.2h10",
   };
   P.icon = (name) => {
@@ -117,8 +118,14 @@
 
   // One tooltip for the page, for whatever carries data-tip; shown on hover and on keyboard focus, hidden by Escape.
   const tip = P.el("div", { class: "tip", role: "tooltip", id: "playground-tip", hidden: true });
+  // Definitions say in their first words what they define and whether that is measured or estimated: this is shown as a badge.
+  const DEFINITION = /^((?:[^,:]+, )?)(measured|estimated)\b/i;
+  const fillTip = (text) => {
+    const [whole, name, kind] = text.match(DEFINITION) || ["", "", ""];
+    tip.replaceChildren(el("b", { text: name }), ...(kind ? [el("span", { class: "kind", text: kind })] : []), text.slice(whole.length));
+  };
   const placeTip = (text, at) => {
-    if (tip.textContent !== text) tip.textContent = text;
+    if (tip.textContent !== text) fillTip(text);
     tip.hidden = false;
     if (!tip.isConnected) document.body.append(tip);
     tip.style.maxWidth = `${Math.min(320, window.innerWidth - 16)}px`;

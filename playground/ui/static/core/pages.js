@@ -44,7 +44,7 @@
     const chips = el("span", { class: "about" });
     const step = el("span", { class: "chip step", "data-tip": "Engine steps since the start: each runs the model once over whatever is due.", tabindex: "0", hidden: true });
     const lost = el("span", { class: "chip lost", role: "status", hidden: true, "data-tip": "Nothing comes from the playground at present: what is shown is the last that came. It is tried again every few seconds." });
-    element.append(el("header", { class: "topbar" }, el("h1", { text: config.name }), links, el("span", { class: "spacer" }), el("div", { class: "chips" }, lost, chips, step), menu));
+    element.append(el("header", { class: "topbar" }, el("h1", { text: config.name }), links, el("span", { class: "spacer" }), el("div", { class: "chips" }, lost, chips, step), P.themeButton(), menu));
     let said = "";
     P.host.onChange((host) => {
       const loading = host.loading && !host.loading.ended ? host.loading : null;
