@@ -94,7 +94,7 @@ def test_drafts_are_counted_or_left_to_the_engine(given: str | None, tokens: int
 
 @pytest.mark.parametrize(("speculation", "tokens"), [(None, "4"), ("ngram", "many"), ("ngram", "0")])
 def test_a_number_of_drafts_that_cannot_be_is_refused(speculation: str | None, tokens: str) -> None:
-    with pytest.raises(ConfigError, match="num_tokens|--draft-tokens"):
+    with pytest.raises(ConfigError, match=r"num_tokens|--draft-tokens"):
         ServeOptions(speculation=speculation, draft_tokens=tokens).engine_config()
 
 
