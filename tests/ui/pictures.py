@@ -48,7 +48,10 @@ class Camera:
             bottom = max(box["y"] + box["height"] for box in around) + 10
             image = image.crop((int(left), int(top), min(image.width, int(right)), min(image.height, int(bottom))))
         path = FOLDER / f"{name}.png"
-        image.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+        usual = sorted(image.getcolors(image.width * image.height), reverse=True)[:256]
+        palette = Image.new("P", (1, 1))
+        palette.putpalette([part for _, color in usual for part in color])
+        image.quantize(palette=palette, dither=Image.Dither.NONE).save(path, optimize=True)
         print(f"{path.relative_to(ROOT)}: {path.stat().st_size / 1024:.0f} KiB")
 
 

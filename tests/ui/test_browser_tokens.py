@@ -17,7 +17,7 @@ STORY = "Tell me a story about a fox who could not sleep."
 
 @pytest.fixture(scope="module")
 def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(tmp_path_factory.mktemp("served"), "--speculation", "draft") as app:
+    with served(tmp_path_factory.mktemp("served"), "--speculation", "draft", "--draft-tokens", "4") as app:
         yield app.address
 
 

@@ -4,7 +4,7 @@
   const P = window.Playground;
   const { el, format } = P;
   const SPAN_MS = 4000;
-  const LEFT = 34;
+  const LEFT = 38;
   const FEW_ROWS = 3;
   const ROW = 21;
   const MOST_ROWS = 16;
