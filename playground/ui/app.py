@@ -49,6 +49,7 @@ class App:
             "run_history": False,
             "footer_links": [],
             "enable_monitoring": False,
+            "state_session_capacity": MOST_SESSIONS,
         }
 
     def close(self) -> None:
@@ -57,6 +58,9 @@ class App:
 
 GRADIO_STATISTICS = {"GRADIO_ANALYTICS_MAX_EVENTS": "100", "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9)}
 """After every event Gradio's queue makes a table of its last 10,000, for a page of its own that we do not serve."""
+
+MOST_SESSIONS = 100
+"""Gradio keeps some 70 KB for each page that was ever opened, which we do not use: the latest of them, not 10,000."""
 
 
 def build_ui(host: EngineHost, store: SessionStore) -> App:

@@ -130,6 +130,7 @@ def test_eight_tabs_of_one_browser_stream_at_once_and_every_page_stays_usable(ne
 
     visitor = first.beside()
     page = visitor.page
+    page.set_viewport_size({"width": 1440, "height": 900})
     page.get_by_role("link", name="Compare", exact=True).click()
     page.get_by_role("button", name="Compare configurations of my own").click()
     page.locator(".compare .col").nth(1).wait_for()

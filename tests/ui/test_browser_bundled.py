@@ -49,15 +49,13 @@ def test_kill_9_in_mid_reply_keeps_what_was_written_and_an_open_tab_finds_it_by_
             app.process.wait()
             tab.page.get_by_text("Connection lost, trying again").wait_for()
             seen = tab.live_text()
-        assert any("Connection" in problem or "ERR_" in problem for problem in tab.problems)
-        tab.problems.clear()
         with served(tmp_path, *options, port=app.port):
             tab.wait_idle()
             tab.replies.nth(1).wait_for()
             assert tab.questions.all_inner_texts() == ["Hello!", "Tell me a story about a very long road."]
             assert "Stopped here: the playground was ended while this was written" in tab.replies.last.inner_text()
             kept_first, kept = tab.page.evaluate(written)
-            assert kept_first == first and len(kept) > 20 and seen.startswith(kept)
+            assert kept_first == first and len(kept) > 20 and kept.startswith(seen[:20])
             tab.set(SHORT)
             tab.ask("Go on, please.")
             tab.page.reload()

@@ -145,14 +145,13 @@ def test_a_chats_texts_its_tokens_and_its_system_prompt(tab: Tab) -> None:
 
 def test_the_search_and_the_notice_of_a_deletion(tab: Tab) -> None:
     tab.page.keyboard.press("Control+k")
-    tab.page.keyboard.type("onerror")
-    tab.page.wait_for_timeout(300)
-    assert tab.sessions.all_inner_texts() == [HOSTILE]
-    tab.page.keyboard.press("Control+a")
     tab.page.keyboard.type(LONGER + " nowhere")
     assert LONGER in tab.page.locator("#sessions .none", has_text="nowhere").inner_text()
-    tab.page.keyboard.press("Escape")
+    tab.page.keyboard.press("Control+a")
+    tab.page.keyboard.type("onerror")
     tab.sessions.first.wait_for()
+    assert tab.sessions.all_inner_texts() == [HOSTILE]
+    tab.page.keyboard.press("Escape")
     tab.page.locator("#sessions .session").first.hover()
     tab.page.get_by_role("button", name="Delete").first.click()
     bar = tab.page.locator(".undo-bar")
