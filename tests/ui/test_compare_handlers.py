@@ -17,6 +17,7 @@ from playground.sessions.run_records import RunQuery
 from playground.sessions.run_store import RunStore
 from playground.ui.comparing import setup, view
 from playground.ui.comparing.handlers import CompareHandlers
+from playground.ui.comparing.runs import ComparisonRun
 from playground.ui.host import EngineHost
 from tests.ui.conftest import event, request
 
@@ -47,9 +48,7 @@ async def collect(frames: Any) -> list[dict[str, Any]]:
         return [frame async for frame in stream]
 
 
-def test_a_run_is_shown_while_it_goes_and_saved_at_its_end(
-    compare: CompareHandlers, fields: Any, store: SessionStore
-) -> None:
+def test_a_run_is_shown_while_it_goes_and_saved_at_its_end(compare: CompareHandlers, fields: Any) -> None:
     frames = asyncio.run(collect(compare.run(event(**fields()), request())))
     assert any(frame["running"] for frame in frames[:-1])
     last = frames[-1]
@@ -59,20 +58,6 @@ def test_a_run_is_shown_while_it_goes_and_saved_at_its_end(
     assert shown["agreement"] == "B is identical to A in 2 of 2"
     assert [column["name"] for column in shown["columns"]] == ["plain", "n-gram"]
     assert [one["id"] for one in last["saved"]] == [shown["id"]]
-
-    # The run that wrote each text can be played, and is kept apart from the times of chats.
-    runs = RunStore(store)
-    for column in shown["columns"]:
-        for output in column["outputs"]:
-            played = runs.run(output["run"])
-            own = [token for token in played.recording.tokens if token.request == played.request_engine_id]
-            told = [token for token in own if token.position is not None]
-            assert "".join(token.text for token in told).startswith(output["same"].rstrip("\ufffd"))
-            assert len(told) == 8 and all(token.logprob is not None for token in told)
-            assert played.request.prompt in ("one two", "three")  # as it was asked
-            assert played.request.origin == "comparison" and played.request.num_output_tokens == 8
-    assert runs.find(RunQuery(origin="comparison")).num_found == 4 and runs.find(RunQuery(origin="here")).num_found == 0
-    assert runs.find(RunQuery()).latencies.e2e_latency == []
 
     opened = asyncio.run(compare.open(event(id=shown["id"]), request("tab-2")))
     assert opened["result"] == shown and opened["fields"]["sides"] == fields()["sides"]
@@ -116,6 +101,38 @@ def test_a_closed_tab_does_not_end_the_comparison(compare: CompareHandlers, fiel
     assert len(store.list_comparisons()) == 1
 
 
+def follow(compare: CompareHandlers, given: dict[str, Any]) -> ComparisonRun:
+    run = compare.runs.start(setup.read(given), given)
+    assert run.wait(60)
+    return run
+
+
+def test_the_run_behind_each_text_can_be_played_and_is_kept_apart_from_the_times_of_chats(
+    compare: CompareHandlers, fields: Any, store: SessionStore
+) -> None:
+    shown = follow(compare, fields()).result
+    assert shown is not None
+    runs = RunStore(store)
+    for column in shown["columns"]:
+        for output in column["outputs"]:
+            played = runs.run(output["run"])
+            own = [token for token in played.recording.tokens if token.request == played.request_engine_id]
+            told = [token for token in own if token.position is not None]
+            assert "".join(token.text for token in told).startswith(output["same"].rstrip("\ufffd"))
+            assert len(told) == 8 and all(token.logprob is not None for token in told)
+            assert played.request.prompt in ("one two", "three")  # as it was asked
+            assert played.request.origin == "comparison" and played.request.num_output_tokens == 8
+    assert runs.find(RunQuery(origin="comparison")).num_found == 4 and runs.find(RunQuery(origin="here")).num_found == 0
+    assert runs.find(RunQuery()).latencies.e2e_latency == []
+
+
+def test_before_a_blind_vote_there_is_no_replay_which_would_tell_the_drafts(
+    compare: CompareHandlers, fields: Any
+) -> None:
+    hidden = follow(compare, fields(blind=True)).result
+    assert hidden is not None and all(column["outputs"][0]["run"] is None for column in hidden["columns"])
+
+
 def test_a_fault_in_what_is_shown_loses_no_measurement(
     compare: CompareHandlers, fields: Any, store: SessionStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,8 +140,7 @@ def test_a_fault_in_what_is_shown_loses_no_measurement(
         raise ZeroDivisionError
 
     monkeypatch.setattr(view, "result", broken)
-    last = asyncio.run(collect(compare.run(event(**fields()), request())))[-1]
-    assert "cannot be shown" in last["problem"]["text"]
+    assert "cannot be shown" in str(follow(compare, fields()).problem)
     (saved,) = store.list_comparisons()
     record = store.get_comparison(saved.id)[1]["record"]
     assert record["status"] == "done" and [len(side["runs"]) for side in record["sides"]] == [2, 2]
@@ -151,7 +167,6 @@ def test_a_side_that_fails_is_told_in_its_column(compare: CompareHandlers, field
 def test_a_blind_comparison_is_decided_once(compare: CompareHandlers, fields: Any, store: SessionStore) -> None:
     hidden = asyncio.run(collect(compare.run(event(**fields(blind=True)), request())))[-1]["result"]
     assert hidden["hidden"] and hidden["table"] == []
-    assert all(column["outputs"][0]["run"] is None for column in hidden["columns"])  # a replay tells the drafts
     assert asyncio.run(compare.vote(event(id=hidden["id"], choice="nobody")))["result"]["hidden"]
     told = asyncio.run(compare.vote(event(id=hidden["id"], choice="1")))["result"]
     assert not told["hidden"] and told["vote"] == "1" and told["table"]
