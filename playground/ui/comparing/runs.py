@@ -101,6 +101,8 @@ class ComparisonRun:
         except Exception:
             logger.exception("a comparison could not be shown")
             self.problem = UNSHOWN
+        else:
+            self.problem = None
 
 
 def _describe(config: EngineConfig) -> dict[str, Any]:
