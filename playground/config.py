@@ -90,6 +90,8 @@ class QuantizationConfig(Validated):
     """gptq with act_order: groups are neighbouring columns all the same, which every format and kernel can hold."""
     damping: float = Field(0.01, gt=0, le=1, description="a number above 0, at most 1")
     """gptq: share of the mean squared input that is added to every input's."""
+    scale_search: bool = Field(False, description="True or False")
+    """rtn, and gptq, which has it by default: scales that round a group with least error, not those of its range."""
     head: Literal["keep", "int8"] = Field("int8", description="keep or int8")
     """The output head (and the embedding, where they are one matrix) at load: as it is, or int8 with one scale a row.
     It is a fifth of the weights that a small model reads for every token."""
@@ -109,7 +111,7 @@ class QuantizationConfig(Validated):
         if not isinstance(values, dict):
             return values
         method, bits = values.get("method", "rtn"), values.get("bits", 8)
-        own: dict[str, Any] = {"group_size": -1 if bits == 8 else 128}
+        own: dict[str, Any] = {"group_size": -1 if bits == 8 else 128, "scale_search": method == "gptq"}
         return {**_METHODS.get(method if isinstance(method, str) else "", own), **values}
 
     @model_validator(mode="after")
@@ -131,6 +133,8 @@ class QuantizationConfig(Validated):
                     )
         if self.double_quant and self.method != "nf4":
             raise ValueError(f"double_quant=True is for method 'nf4', not {self.method!r}: leave it out.")
+        if self.scale_search and self.method not in ("rtn", "gptq"):
+            raise ValueError(f"scale_search=True is for methods 'rtn' and 'gptq', not {self.method!r}: leave it out.")
         for field in ("act_order", "static_groups", "damping"):
             if getattr(self, field) != type(self).model_fields[field].default and self.method != "gptq":
                 raise ValueError(f"{field} is for method 'gptq', not {self.method!r}: leave it out.")

@@ -20,6 +20,9 @@ CPU_FEATURES = (
     "amx_tile", "amx_bf16", "amx_int8", "asimd", "bf16", "sve",
 )  # fmt: skip
 
+# Shapes that packed products are measured with: matrices of a small and of a large model, cut to a few rows.
+_OUTPUTS, _INPUTS = 512, (576, 4096)
+
 
 def collect() -> dict[str, Any]:
     """Everything that `playground info` shows, as plain data for JSON."""
@@ -31,6 +34,7 @@ def collect() -> dict[str, Any]:
         "machine": machine(),
         "gpus": found_gpus,
         "kernels": [asdict(choice) for choice in kernels.explain("cuda" if found_gpus else "cpu")],
+        "crossovers": crossovers(),
         "models": bundled_models(),
     }
 
@@ -114,6 +118,16 @@ def gpus() -> list[dict[str, Any]]:
     return found
 
 
+def crossovers() -> list[dict[str, Any]]:
+    """Up to how many rows packed products beat a matrix written out on the CPU: measured now, in some 0.1 s."""
+    from playground.quantization.crossover import measured_crossover
+    from playground.quantization.layouts import Int4Groups, Int8Rows
+
+    return [
+        asdict(measured_crossover(layout, _OUTPUTS, inputs)) for layout in (Int8Rows, Int4Groups) for inputs in _INPUTS
+    ]
+
+
 def bundled_models() -> list[dict[str, Any]]:
     """The models that came with the project: each folder of `assets/models` with a config and weights."""
     from playground.models.bundled import BUNDLED_MODEL
@@ -171,6 +185,17 @@ def render(data: dict[str, Any]) -> None:
         ops.setdefault((choice["backend"], choice["reason"]), []).append(choice["op"])
     for (backend, reason), names in ops.items():
         table.add_row(backend, ", ".join(names), reason)
+    console.print(table)
+
+    table = Table(
+        "Layout", "Matrix", "Packed up to", "µs packed / written out, by rows",
+        title="Quantized weights on the CPU, measured now", title_justify="left",
+    )  # fmt: skip
+    for one in data["crossovers"]:
+        times = ", ".join(
+            f"{rows}: {one['packed_us'][rows]:.0f}/{one['written_us'][rows]:.0f}" for rows in one["packed_us"]
+        )
+        table.add_row(one["layout"], f"{one['outputs']} x {one['inputs']}", f"{one['rows']} rows", times)
     console.print(table)
 
     table = Table("Model", "Parameters", "Layers", "Weights", "Folder", title="Bundled models", title_justify="left")

@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread for torch, a tiny checkpoint, and reasons for what cannot run here."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="torch finds no NVIDIA GPU here"))
+
+
+def pytest_collection_finish() -> None:
+    """Every engine that is closed collects garbage: 0.4 s over all that torch, transformers and gradio hold, 0.01 s
+    without what is there now."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

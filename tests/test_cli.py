@@ -190,17 +190,20 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(tiny_model: Path) -> N
 
 def test_info_tells_versions_devices_kernels_and_models() -> None:
     data = json.loads(run_main("info", "--json"))
-    assert set(data) == {"versions", "machine", "gpus", "kernels", "models"}
+    assert set(data) == {"versions", "machine", "gpus", "kernels", "crossovers", "models"}
     assert data["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert data["machine"]["cores_usable"] >= 1 and data["machine"]["memory_bytes"] > 0
     assert {"paged_attention", "flash_attention"} <= {choice["op"] for choice in data["kernels"]}
     assert all(choice["backend"] and choice["reason"] for choice in data["kernels"])
     assert [model["name"] for model in data["models"] if model["default"]] == ["storyteller"]
+    assert {one["layout"] for one in data["crossovers"]} == {"int8 rows", "int4 groups"}
+    for one in data["crossovers"]:
+        assert list(one["packed_us"]) == list(one["written_us"]) and min(one["packed_us"].values()) > 0
 
 
 def test_info_shows_the_same_as_tables() -> None:
     text = run_main("info")
-    for title in ("This machine", "Kernels", "Bundled models", "paged_attention", "storyteller"):
+    for title in ("This machine", "Kernels", "int4 groups", "Bundled models", "paged_attention", "storyteller"):
         assert title in text
 
 

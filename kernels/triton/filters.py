@@ -135,6 +135,40 @@ def _above(
 
 
 @triton.jit
+def _search(
+    logits_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, low, high, target,
+    MASS: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """The smallest candidate's key in [low, high] that less than `target` is above, by number or by weight."""
+    while low < high:
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, rounded down, without overflow
+        above, below, beyond = _above(
+            logits_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, middle, MASS, BLOCK_N
+        )
+        enough = above < target
+        high = tl.where(enough, tl.maximum(below, low), high)
+        low = tl.where(enough, low, beyond)
+    return low
+
+
+@triton.jit
+def _last_tie(
+    logits_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, key, ties, BLOCK_N: tl.constexpr
+):
+    """The id of the last of so many candidates with this key: they are in the order of ids."""
+    seen, last_tie = 0, _MOST
+    for start in range(0, in_list + in_row, BLOCK_N):
+        keys, ids, _scaled, counts = _candidates(
+            logits_ptr, list_ptr, list_id_ptr, start, in_list, in_row, top, temperature, floor, BLOCK_N
+        )
+        tied = (counts & (keys == key)).to(tl.int32)
+        rank = seen + tl.cumsum(tied, 0)
+        last_tie = tl.minimum(last_tie, tl.min(tl.where((tied > 0) & (rank == ties), ids, _MOST), 0))
+        seen += tl.sum(tied, 0)
+    return last_tie
+
+
+@triton.jit
 def _cut_kernel(
     logits_ptr,  # [R, V]
     part_max_ptr,  # [R, splits] float32
@@ -183,35 +217,24 @@ def _cut_kernel(
     cut, ties = lowest - 1, 0
     total = _total(sums_ptr, row, num_groups, BLOCK_N)
     if (top_k > 0) & (top_k <= number):
-        low, high = lowest, order_key(top)
-        while low < high:
-            middle = (low & high) + ((low ^ high) >> 1)  # the mean, rounded down, without overflow
-            above, below, beyond = _above(
-                row_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, middle, False, BLOCK_N
-            )
-            enough = above < top_k
-            high = tl.where(enough, tl.maximum(below, low), high)
-            low = tl.where(enough, low, beyond)
-        cut = low
-        above, below, beyond = _above(
+        cut = _search(
+            row_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, lowest, order_key(top), top_k,
+            False, BLOCK_N,
+        )  # fmt: skip
+        above, _below, _beyond = _above(
             row_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, cut, False, BLOCK_N
         )
         ties = (top_k - above).to(tl.int32)
-        total, below, beyond = _above(
+        total, _below, _beyond = _above(
             row_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, cut, True, BLOCK_N
         )
         total += ties * tl.exp((key_value(cut).to(tl.float64) - top.to(tl.float64)) / temperature)
     if top_p < 1:
-        low, high = tl.maximum(cut, lowest), order_key(top)
-        while low < high:
-            middle = (low & high) + ((low ^ high) >> 1)
-            above, below, beyond = _above(
-                row_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, middle, True, BLOCK_N
-            )
-            enough = above < top_p * total
-            high = tl.where(enough, tl.maximum(below, low), high)
-            low = tl.where(enough, low, beyond)
-        above, below, beyond = _above(
+        low = _search(
+            row_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, tl.maximum(cut, lowest),
+            order_key(top), top_p * total, True, BLOCK_N,
+        )  # fmt: skip
+        above, _below, _beyond = _above(
             row_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, low, True, BLOCK_N
         )
         weight = tl.exp((key_value(low).to(tl.float64) - top.to(tl.float64)) / temperature)
@@ -222,15 +245,5 @@ def _cut_kernel(
     if cut < lowest:
         return
     tl.store(cut_ptr + row, cut)
-
-    # The last of the tied tokens that stay, by id: candidates are in the order of ids.
-    seen, last_tie = 0, _MOST
-    for start in range(0, in_list + in_row, BLOCK_N):
-        keys, ids, _scaled, counts = _candidates(
-            row_ptr, list_ptr, list_id_ptr, start, in_list, in_row, top, temperature, floor, BLOCK_N
-        )
-        tied = (counts & (keys == cut)).to(tl.int32)
-        rank = seen + tl.cumsum(tied, 0)
-        last_tie = tl.minimum(last_tie, tl.min(tl.where((tied > 0) & (rank == ties), ids, _MOST), 0))
-        seen += tl.sum(tied, 0)
+    last_tie = _last_tie(row_ptr, list_ptr, list_id_ptr, in_list, in_row, top, temperature, floor, cut, ties, BLOCK_N)
     tl.store(last_tie_ptr + row, last_tie)

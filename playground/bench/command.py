@@ -174,7 +174,8 @@ def quantization_command(
     """Measure decoding with quantized weights in pairs with unquantized ones, and where packed products stop paying."""
     _check_target(json_file)
 
-    from playground.bench.quantization import NAMES, QuantizationPlan, quick_plan, render, run_benchmark
+    from playground.bench.quantization import NAMES, QuantizationPlan, quick_plan, run_benchmark
+    from playground.bench.quantization_report import render
 
     names = _listed(methods)
     plan = quick_plan(names) if quick else QuantizationPlan(model, names=names or NAMES, repeats=repeats)

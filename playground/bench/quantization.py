@@ -1,7 +1,8 @@
 """`playground bench quantization`: decoding with quantized weights against the unquantized ones, in pairs in one run.
 
-Owns the order of measurements and the shape of the result; speed and memory only, what a method costs in quality is
-`playground compress --report`'s to say. Random weights take the same time as trained ones.
+Beside every ratio stands what memory allows: the bytes of weights that a step reads, over the rate at which this
+machine reads so many. Owns the order of measurements and the shape of the result; speed and memory only, what a method
+costs in quality is `playground compress --report`'s to say. Random weights take the same time as trained ones.
 """
 
 import random
@@ -12,16 +13,14 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-
 from playground import info
 from playground.bench.runners import EngineRunner, Run
-from playground.bench.stats import compare, decode_rate
+from playground.bench.stats import compare, decode_rate, ratio_interval
 from playground.bench.workload import Batch, Plan, model_folder, random_prompt, read_shape
 from playground.config import QUANTIZATION_SHORT_NAMES
+from playground.engine.outputs import EngineStats
 from playground.errors import ConfigError
+from playground.telemetry.ceilings import MachineRates, measure
 
 Say = Callable[[str], None]
 REACH = {("int8", 1): 1.5, ("int4", 1): 2.0}
@@ -31,10 +30,15 @@ BASE = "unquantized"
 
 DEFINITIONS = {
     "decode": "Tokens per second of all requests together, from the moment when each has its first token to the last.",
-    "ratio": "Quantized over unquantized, above 1 is faster. Median of the pairs; the two of a pair are measured one "
-    "directly after the other, and the order changes from pair to pair.",
+    "ratio": "Quantized over unquantized, above 1 is faster. Median of the pairs with its 95 % bootstrap interval; the "
+    "two of a pair are measured one directly after the other, and the order changes from pair to pair.",
     "weights": "Bytes of all weights in memory, as the engine counts them: packed codes, scales and zeros, embedding.",
-    "bound": "Unquantized over quantized bytes of weights: the ratio of an engine that did nothing but read them.",
+    "read": "Bytes of the weights that every step reads: all but the tables that are only looked up in.",
+    "floor": "Milliseconds that reading them takes at the rate at which this machine reads as many bytes, measured in "
+    "the same run. No step is shorter.",
+    "bound": "Unquantized over quantized floor: the ratio of two engines that did nothing but read their weights.",
+    "bytes alone": "The unquantized step as measured, over the same with its floor exchanged for the quantized one: "
+    "what fewer bytes give where all else takes as long as before. More than that comes of quicker products.",
     "crossover": "Up to how many rows (tokens in a step) the packed product of a layer beats writing the matrix out in "
     "bfloat16, as measured by this process for each class of shapes; with more rows it is written out.",
 }
@@ -65,24 +69,49 @@ def quick_plan(names: tuple[str, ...]) -> QuantizationPlan:
 
 @dataclass
 class Row:
-    """One method at one batch size: tokens per second of every pair."""
+    """One method at one batch size: tokens per second of every pair, and what a step has to read."""
 
     method: str
     batch: str
+    requests: int
+    """At once."""
     weights_bytes: int
     unquantized_bytes: int
+    read_bytes: int
+    unquantized_read_bytes: int
+    floor_seconds: float
+    unquantized_floor_seconds: float
     quantized: list[float] = field(default_factory=list)
     unquantized: list[float] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, method: str, batch: Batch, stats: EngineStats, unquantized: EngineStats, rates: MachineRates) -> "Row":
+        """A row without measurements; `stats` are those of engines that hold the weights."""
+        read, unquantized_read = stats.step_weights_bytes, unquantized.step_weights_bytes
+        floor, unquantized_floor = (size / rates.ceilings(size).bytes_per_second for size in (read, unquantized_read))
+        return cls(
+            method, batch.name, batch.size, stats.memory_weights_bytes, unquantized.memory_weights_bytes,
+            read, unquantized_read, floor, unquantized_floor,
+        )  # fmt: skip
+
     def to_dict(self, model: str) -> dict[str, Any]:
         comparison = compare(self.quantized, self.unquantized, smaller_is_better=False)
-        reach = REACH.get((self.method, int(self.batch))) if model == REACH_MODEL else None
+        interval = ratio_interval(self.quantized, self.unquantized)
+        assert interval is not None
+        reach = REACH.get((self.method, self.requests)) if model == REACH_MODEL else None
+        rates = median(self.quantized), median(self.unquantized)
+        step, unquantized_step = (self.requests / rate for rate in rates)
         return {
             **asdict(self),
             **asdict(comparison),
-            "quantized_median": median(self.quantized),
-            "unquantized_median": median(self.unquantized),
-            "bound": self.unquantized_bytes / self.weights_bytes,
+            "ratio_low": interval.low,
+            "ratio_high": interval.high,
+            "quantized_median": rates[0],
+            "unquantized_median": rates[1],
+            "step_seconds": step,
+            "unquantized_step_seconds": unquantized_step,
+            "bound": self.unquantized_floor_seconds / self.floor_seconds,
+            "bytes_alone": unquantized_step / (unquantized_step - self.unquantized_floor_seconds + self.floor_seconds),
             "reach": reach,
             "reached": None if reach is None else comparison.ratio >= reach,
         }
@@ -98,6 +127,8 @@ def run_benchmark(plan: QuantizationPlan, threads: int | None = None, say: Say =
         torch.set_num_threads(threads)
     rows = []
     with model_folder(plan.model) as folder, ExitStack() as stack:
+        say("how fast this machine reads memory")
+        rates = measure("cpu", plan.dtype)
         shape, limits = read_shape(folder), _limits(plan)
         runners: dict[str, EngineRunner] = {}
         for name in (BASE, *plan.names):
@@ -111,7 +142,9 @@ def run_benchmark(plan: QuantizationPlan, threads: int | None = None, say: Say =
             for name in runners:  # what is measured or laid out on first use is no part of a pair
                 _run(runners[name], batch, shape["vocab_size"], rng)
             for name in plan.names:
-                rows.append(_measure(runners, name, batch, plan.repeats, shape["vocab_size"], rng, say))
+                row = Row.of(name, batch, runners[name].engine.stats(), runners[BASE].engine.stats(), rates)
+                _measure(runners, row, batch, plan.repeats, shape["vocab_size"], rng, say)
+                rows.append(row)
     return {
         "benchmark": "quantization",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,6 +152,7 @@ def run_benchmark(plan: QuantizationPlan, threads: int | None = None, say: Say =
         "versions": info.versions(),
         "machine": info.machine(),
         "plan": asdict(plan),
+        "reading": [{"bytes": size, "bytes_per_second": rate} for size, rate in rates.reads],
         "rows": [row.to_dict(plan.model) for row in rows],
         "crossovers": [asdict(crossover) for crossover in known_crossovers()],
     }
@@ -131,21 +165,18 @@ def _limits(plan: QuantizationPlan) -> Plan:
 
 def _measure(
     runners: dict[str, EngineRunner],
-    name: str,
+    row: Row,
     batch: Batch,
     repeats: int,
     vocabulary: int,
     rng: random.Random,
     say: Say,
-) -> Row:
-    sizes = [runners[which].engine.stats().memory_weights_bytes for which in (name, BASE)]
-    row = Row(name, batch.name, sizes[0], sizes[1])
+) -> None:
     for repeat in range(repeats):
-        say(f"{name}, batch {batch.name}: pair {repeat + 1} of {repeats}")
-        for which in _turns(name, repeat):
+        say(f"{row.method}, batch {batch.name}: pair {repeat + 1} of {repeats}")
+        for which in _turns(row.method, repeat):
             rates = row.unquantized if which == BASE else row.quantized
             rates.append(decode_rate(_run(runners[which], batch, vocabulary, rng).token_times))
-    return row
 
 
 def _turns(name: str, repeat: int) -> Iterator[str]:
@@ -155,46 +186,3 @@ def _turns(name: str, repeat: int) -> Iterator[str]:
 def _run(runner: EngineRunner, batch: Batch, vocabulary: int, rng: random.Random) -> Run:
     prompts = [random_prompt(length, vocabulary, rng) for length in batch.prompt_lens]
     return runner.run(prompts, batch.output_lens)
-
-
-def render(data: dict[str, Any], console: Console | None = None) -> None:
-    """Print the result of `run_benchmark`."""
-    console = console or Console()
-    here = data["machine"]
-    for name, text in data["definitions"].items():
-        console.print(f"[bold]{name}[/bold]: {text}", highlight=False)
-    console.print(
-        f"\n{here['processor']}, {here['torch_threads']} threads, {data['plan']['repeats']} pairs; torch "
-        f"{data['versions']['torch']}, commit {data['versions']['commit'] or '—'}\n",
-        highlight=False,
-    )
-    title = f"Decoding, {data['plan']['model']}, {data['plan']['dtype']}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("batch", "method"):
-        table.add_column(name, no_wrap=True)
-    for name in ("tok/s", "unquantized", "ratio", "range", "weights", "bound", "reach"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in data["rows"]:
-        verdict = {None: "", True: " yes", False: " no"}[row["reached"]]
-        table.add_row(
-            row["batch"],
-            row["method"],
-            f"{row['quantized_median']:.1f}",
-            f"{row['unquantized_median']:.1f}",
-            f"{row['ratio']:.2f}x",
-            f"{row['ratio_min']:.2f}–{row['ratio_max']:.2f}",
-            f"{row['weights_bytes'] / 1e6:.1f} MB",
-            f"{row['bound']:.2f}x",
-            "—" if row["reach"] is None else f"{row['reach']:.1f}x{verdict}",
-        )
-    console.print(table)
-    table = Table(title="Crossover", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    for name in ("layout", "shape", "packed up to", "us packed / written out, by rows"):
-        table.add_column(name)
-    for one in data["crossovers"]:
-        times = ", ".join(
-            f"{rows}: {one['packed_us'][rows]:.0f}/{one['written_us'][rows]:.0f}" for rows in one["packed_us"]
-        )
-        table.add_row(one["layout"], f"{one['outputs']} x {one['inputs']}", f"{one['rows']} rows", times)
-    if data["crossovers"]:
-        console.print(table)

@@ -1,11 +1,12 @@
-"""Where the time of an engine step goes, computed from the engine's own step events. Pure arithmetic."""
+"""What the engine's own step events say: where a step's time goes, and each request's share of it. Pure arithmetic."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
-from playground.engine.events import StepEvent
+from playground.engine.events import ScheduledSlice, StepEvent
 
 PARTS = ("schedule", "prepare", "forward", "sample", "post")
 OVERHEAD_TARGET = 0.05
@@ -41,3 +42,22 @@ def split(events: Sequence[StepEvent], num_running: int) -> StepSplit:
     total = sum(parts.values())
     overhead = total - parts["forward"] - parts["sample"]
     return StepSplit(num_running, len(pairs), parts, overhead / total)
+
+
+def histogram(values: Sequence[int]) -> tuple[int, ...]:
+    """How often each of 0, 1, 2 … occurs."""
+    counts = Counter(values)
+    return tuple(counts[i] for i in range(max(values, default=-1) + 1))
+
+
+def decode_rows(events: Sequence[StepEvent]) -> Iterator[tuple[ScheduledSlice, int]]:
+    """Every request's share of every step without prompt tokens, and how many tokens it was still to get then."""
+    left = Counter[int]()
+    for event in events:
+        for one in event.requests:
+            left[one.request_id] += one.num_emitted
+    for event in events:
+        for one in event.requests:
+            if one.num_emitted and not event.num_prefill_tokens:
+                yield one, left[one.request_id]
+            left[one.request_id] -= one.num_emitted

@@ -35,6 +35,7 @@ class Options:
     act_order: bool | None = None
     static_groups: bool | None = None
     damping: float | None = None
+    scale_search: bool | None = None
     double_quant: bool | None = None
     calibration: tuple[Path, ...] = ()
     calibration_sequences: int | None = None
@@ -109,6 +110,7 @@ def quantization_config(options: Options) -> QuantizationConfig:
         "act_order": options.act_order,
         "static_groups": options.static_groups,
         "damping": options.damping,
+        "scale_search": options.scale_search,
         "double_quant": options.double_quant,
     }
     for name in USES:
@@ -168,6 +170,13 @@ def compress(
         ),
     ] = None,
     damping: Annotated[float | None, typer.Option(help="gptq: share of the mean squared input added to each.")] = None,
+    scale_search: Annotated[
+        bool | None,
+        typer.Option(
+            "--scale-search/--range-scales",
+            help="Scales of least error (default for gptq), or from each group's range (default for rtn).",
+        ),
+    ] = None,
     double_quant: Annotated[
         bool | None, typer.Option("--double-quant/--no-double-quant", help="nf4: scales as codes, too.")
     ] = None,
@@ -234,10 +243,15 @@ def compress(
     if output is None or method is None:
         raise ConfigError("compress needs --method and --output; or --report with --text.")
     options = Options(
-        model, method, output, bits, group_size, symmetric, act_order, static_groups, damping, double_quant,
-        tuple(calibration or ()), calibration_sequences, calibration_length, file_format, device, resume,
+        model, method, output, bits, group_size, symmetric, act_order, static_groups, damping, scale_search,
+        double_quant, tuple(calibration or ()), calibration_sequences, calibration_length, file_format, device, resume,
         target, target_of, rounds, layers_by, sparsity, kv_heads, pooling, heal,
     )  # fmt: skip
+    _make_smaller(options)
+
+
+def _make_smaller(options: Options) -> None:
+    method = options.method
     known = {**dict.fromkeys(QUANTIZATION_SHORT_NAMES, quantize_weights), **METHODS}
     if method not in known:
         raise ConfigError(

@@ -4,6 +4,7 @@ One matrix and the second moment of its inputs in, a `QuantizedWeight` out; know
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ def gptq(
     `act_order` takes the columns with the largest inputs first, while there is still much to make up with. Groups are
     then columns that lie side by side all the same, with scales from the weights as they were; without `static_groups`
     they are columns that follow each other in that order (`group_index` says which), with scales from the weights as
-    they are when it is their turn. Columns whose input was never seen are rounded to nearest: nothing is known against
-    them. Computes in the dtype of `weight`, float32 or float64.
+    they are when it is their turn. `scale_search` is for these scales. Columns whose input was never seen are rounded
+    to nearest: nothing is known against them. Computes in the dtype of `weight`, float32 or float64.
     """
     n, k = weight.shape
     size = k if config.group_size == -1 else config.group_size
@@ -35,8 +36,12 @@ def gptq(
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     groups = (order if fixed else torch.arange(k, device=weight.device)) // size
 
+    how: dict[str, Any] = {
+        "symmetric": config.symmetric, "scale_dtype": scale_dtype, "search": config.scale_search,
+    }  # fmt: skip
+
     def fit(columns: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-        scale, zero = grid(columns, config.bits, group_size, symmetric=config.symmetric, scale_dtype=scale_dtype)
+        scale, zero = grid(columns, config.bits, group_size, **how)
         scale = scale.to(weight.dtype)
         return scale, torch.full_like(scale, middle) if zero is None else zero.to(weight.dtype)
 
@@ -72,9 +77,7 @@ def gptq(
         group_index=groups[back].int() if ordered else None,
     )
     columns = weight[:, order] if ordered else weight
-    nearest = round_to_nearest(
-        columns, config.bits, config.group_size, symmetric=config.symmetric, scale_dtype=scale_dtype
-    )
+    nearest = round_to_nearest(columns, config.bits, config.group_size, **how)
     if ordered:
         nearest = replace(nearest, codes=nearest.codes[:, back], group_index=result.group_index)
     return _better_rows(result, nearest, weight, hessian)

@@ -56,6 +56,7 @@ class BlockQuantizer:
             group_size=quantization.group_size,
             symmetric=quantization.symmetric,
             scale_dtype=SCALE_DTYPE,
+            search=quantization.scale_search,
         )
         self.calibrated = quantization.method in CALIBRATED
 

@@ -52,6 +52,8 @@ class Pruning:
     """prune-*: go there in so many steps, healed after each, measured anew before each."""
     layers_by: LayerChoice = "perplexity"
     """prune-layers: how a layer's importance is measured."""
+    layers: tuple[int, ...] = ()
+    """prune-layers: these, and nothing is measured."""
     sparsity: Pattern = field(default_factory=lambda: Pattern(0.5))
     """magnitude, wanda, sparsegpt: which weights become zero."""
     kv_heads: int = 1
@@ -67,6 +69,8 @@ class Pruning:
         if self.rounds < 1 or (self.healing is not None and self.rounds > self.healing.steps):
             most = "" if self.healing is None else f" and at most {self.healing.steps}, the steps of healing"
             raise ConfigError(f"rounds={self.rounds} is not allowed: give at least 1{most}.")
+        if self.layers and (self.method != "prune-layers" or self.rounds > 1):
+            raise ConfigError("layers to remove are for method 'prune-layers' in one round: leave them out.")
 
     @property
     def structured(self) -> bool:
@@ -100,16 +104,17 @@ def prune(model: str | Path, pruning: Pruning, output: str | Path, calibration: 
     original = FloatCheckpoint.load(model)
     plan = _plan(original, pruning)  # refuses what cannot be, before the work
     calibration = calibration or Calibration()
-    needs_text = pruning.method not in ("gqa", "magnitude") or pruning.healing is not None
+    given = pruning.method in ("gqa", "magnitude") or bool(pruning.layers)
+    needs_text = not given or pruning.healing is not None
     ids = calibration_tokens(original.folder, original.config, calibration) if needs_text else torch.zeros(1, 2).long()
     text = _healing_text(original, ids, calibration) if pruning.healing else []
     result, removed = original, list[int]()
     for number, keep in enumerate(plan):
         if pruning.method == "prune-layers":
-            chosen = choose_layers(result, ids, keep, pruning.layers_by)
+            chosen = list(pruning.layers) or choose_layers(result, ids, keep, pruning.layers_by)
             left = [layer for layer in range(original.config.num_layers) if layer not in removed]
-            removed += [left[layer] for layer in chosen]
             result = remove_layers(result, chosen)
+            removed += [left[layer] for layer in chosen]
         else:
             result = _step(result, pruning, keep, ids)
         if pruning.healing is not None:
@@ -129,6 +134,8 @@ def _plan(model: FloatCheckpoint, pruning: Pruning) -> list[int]:
     if not pruning.structured:
         return [0]
     config = model.config
+    if pruning.layers:
+        return [config.num_layers - len(pruning.layers)]
     total, keep, multiple = {
         "prune-layers": lambda: (config.num_layers, layers_to_keep(model, pruning.target), 1),
         "prune-ffn": lambda: (config.intermediate_size, channels_to_keep(model, pruning.target), MULTIPLE),

@@ -8,17 +8,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from playground.engine.beam_search import Candidate, Hypothesis
-from playground.engine.events import Event, EventStream, RequestEvent, RequestState, ScheduledSlice, StepEvent
-from playground.engine.executor import Executor, InFlightStep, StepResult
+from playground.engine.events import Event, EventStream, RequestEvent, RequestState
+from playground.engine.executor import Executor, StepResult
 from playground.engine.host_tier import Transfer
+from playground.engine.launched_step import LaunchedStep
 from playground.engine.outputs import EngineStats, FinishReason
 from playground.engine.pins import PinnedPrefixes
 from playground.engine.prefix_cache import LowerTiers, prefix_stats
 from playground.engine.request import RequestStatus
-from playground.engine.scheduler import ScheduledRequest, Scheduler, SchedulerOutput
+from playground.engine.scheduler import Scheduler, SchedulerOutput
 from playground.engine.speculation.controller import StepCost
 from playground.engine.speculation.proposal import Outcome
 from playground.engine.step_rates import StepRate, StepRates
@@ -31,14 +31,6 @@ MAX_USUAL_CATCH_UP = 16
 costs: it runs the whole prompt once. Costs learned from such a step kept a fresh engine from drafting again."""
 MAX_EMPTY_STEPS = 3
 """Steps in a row that run nothing although requests wait, after which the first of them is failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _LaunchedStep:
-    output: SchedulerOutput
-    work: InFlightStep
-    started_ns: int
-    schedule_ns: int
 
 
 class EngineCore:
@@ -64,7 +56,7 @@ class EngineCore:
         self.executor = executor
         self.events = events
         self.overlap = overlap
-        self._in_flight: deque[_LaunchedStep] = deque()  # oldest first; two only between a launch and the read after it
+        self._in_flight: deque[LaunchedStep] = deque()  # oldest first; two only between a launch and the read after it
         self._suspects: set[int] = set()  # requests of a step that could not be read: nothing overlaps until they move
         self._last_ended_ns = 0
         self._base_stats = base_stats
@@ -146,7 +138,7 @@ class EngineCore:
         work = self.executor.launch(output, before)
         self.scheduler.advance(output)
         work.draft_ns += planned_at - started  # where drafts are looked up, that is done while planning
-        self._in_flight.append(_LaunchedStep(output, work, started, scheduled_at - planned_at))
+        self._in_flight.append(LaunchedStep(output, work, started, scheduled_at - planned_at))
         stays = self.overlap and not (self._suspects or work.errors or output.out_of_blocks)
         while len(self._in_flight) > (1 if stays else 0):
             self._collect_oldest()
@@ -180,7 +172,7 @@ class EngineCore:
         emitted = self._account(step.output, result, collected)
         self._num_steps += 1
         ended = time.perf_counter_ns()
-        num_prompt = self._count_prompt_tokens(step.output)
+        num_prompt = step.num_prompt_tokens
         self._publish_stats()
         outcomes = [result.outcomes[request_id] for request_id in emitted]
         self._rates.record(
@@ -195,15 +187,15 @@ class EngineCore:
         )
         self._last_ended_ns = ended
         if self.events.active:
-            slices = tuple(_scheduled_slice(one, result, emitted) for one in step.output.scheduled)
-            self._pending.append(self._step_event(step, result, ended - collected, slices, num_prompt))
+            event = step.event(self._num_steps, result, emitted, num_prompt, ended - collected, self.scheduler)
+            self._pending.append(event)
         self._flush_events()
 
     def _collect_all(self) -> None:
         while self._in_flight:
             self._collect_oldest()
 
-    def _rewind(self, failed: "_LaunchedStep") -> None:
+    def _rewind(self, failed: LaunchedStep) -> None:
         """Put the requests of an unreadable step, and of the one launched after it, back to where they compute anew.
 
         They run one step at a time until each has got a token or failed: then the guilty one fails alone.
@@ -395,52 +387,6 @@ class EngineCore:
             self.events.emit(self._pending)
             self._pending = []
 
-    def _count_prompt_tokens(self, output: SchedulerOutput) -> int:
-        return sum(max(0, min(s.num_tokens, s.request.num_prompt_tokens - s.start)) for s in output.scheduled)
-
-    def _step_event(
-        self,
-        step: _LaunchedStep,
-        result: StepResult,
-        post_ns: int,
-        slices: tuple[ScheduledSlice, ...],
-        num_prompt: int,
-    ) -> StepEvent:
-        stats, output = self._stats, step.output
-        return StepEvent(
-            step=self._num_steps,
-            time_ns=step.started_ns,
-            schedule_ns=step.schedule_ns,
-            draft_ns=result.draft_ns,
-            prepare_ns=result.prepare_ns,
-            forward_ns=result.forward_ns,
-            sample_ns=result.sample_ns,
-            post_ns=post_ns,
-            num_prefill_tokens=num_prompt,
-            num_decode_tokens=output.num_tokens - num_prompt,
-            num_draft_tokens=sum(len(one.draft_ids) for one in slices),
-            num_accepted_tokens=sum(len(one.accepted_drafts) for one in slices),
-            num_emitted_tokens=sum(one.num_emitted for one in slices),
-            num_running=len(self.scheduler.running),
-            num_waiting=self.scheduler.num_waiting,
-            num_preempted=len(output.preempted),
-            kv_blocks_in_use=stats.kv_blocks_in_use,
-            kv_blocks_cached=stats.kv_blocks_cached,
-            kv_blocks_empty=stats.kv_blocks_empty,
-            kv_slots_in_use=self._slots_in_use(),
-            requests=slices,
-        )
-
-    def _slots_in_use(self) -> int:
-        """In-use blocks are full except at the tail of each running request; beams may share a tail."""
-        tables = self.scheduler.tables
-        if tables is None:
-            return 0
-        size = tables.block_size
-        running = [r for r in self.scheduler.running if r.block_table]
-        unused = {r.block_table[-1]: len(r.block_table) * size - r.num_computed_tokens for r in running}
-        return tables.pool.num_in_use * size - sum(unused.values())
-
     # Snapshot
 
     def _publish_stats(self) -> None:
@@ -467,23 +413,6 @@ class EngineCore:
     def stats(self) -> EngineStats:
         """The latest snapshot with current rates: tokens per second of engine time over the window. Any thread."""
         return self._rates.into(self._stats)
-
-
-def _scheduled_slice(one: ScheduledRequest, result: StepResult, emitted: Mapping[int, int]) -> ScheduledSlice:
-    request_id = one.request.request_id
-    if request_id not in emitted:
-        return ScheduledSlice(request_id, one.start, one.num_tokens, 0)
-    outcome = result.outcomes[request_id]
-    return ScheduledSlice(
-        request_id,
-        one.start,
-        one.num_tokens,
-        emitted[request_id],
-        outcome.draft_ids,
-        outcome.path,
-        tuple(token.token_id for token in outcome.tokens),
-        outcome.has_bonus,
-    )
 
 
 def _undecodable(error: Exception) -> str:

@@ -15,50 +15,39 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
 
 import torch
 
-from playground.config import EngineConfig, QuantizationConfig
+from playground.config import EngineConfig
 from playground.engine.beam_group import BeamGroup
 from playground.engine.beam_search import BeamSearch
-from playground.engine.block_tables import BlockTables
+from playground.engine.build import build
 from playground.engine.core import EngineCore
 from playground.engine.detokenizer import Detokenizer
 from playground.engine.events import EventStream
-from playground.engine.executor import Executor
 from playground.engine.handle import GenerationHandle
 from playground.engine.holdings import Holdings
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.loop import CLOSED, EngineLoop
 from playground.engine.openmp import release_workers
 from playground.engine.outputs import Delta, EngineStats, Generation, PinnedPrefix
-from playground.engine.pins import PinnedPrefixes
 from playground.engine.prefix_cache import LowerTiers
 from playground.engine.prompts import PromptReader
 from playground.engine.request import Request
 from playground.engine.resolve import (
     check_cuda_graphs,
     resolve_attention,
-    resolve_config,
     resolve_device,
     resolve_dtype,
 )
-from playground.engine.sampler import Sampler
-from playground.engine.scheduler import Scheduler, SchedulerConfig
-from playground.engine.speculation.setup import Draft, build_speculator, load_draft
 from playground.engine.tracker import SampleTracker, SubmissionTracker
-from playground.errors import ConfigError, RequestError
+from playground.errors import RequestError
 from playground.models.bundled import BUNDLED_MODEL
 from playground.models.config import DecoderConfig
-from playground.models.decode_graphs import DecodeGraphs
-from playground.models.decoder import Decoder
 from playground.models.heap import return_memory_to_system
-from playground.models.kv_cache import KVCache, kv_dtype
 from playground.models.layers import AttentionName
-from playground.models.loader import LoadedModel, load_model, read_config, resolve_model_path
-from playground.models.tokenizer import check_vocabulary, load_tokenizer
-from playground.models.weights import OnProgress, step_weights_nbytes
+from playground.models.loader import read_config, resolve_model_path
+from playground.models.weights import OnProgress
 from playground.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -98,120 +87,20 @@ class Engine:
         attention: AttentionName,
         on_progress: OnProgress | None,
     ) -> EngineCore:
-        loaded = load_model(
-            str(path),
-            revision=given.revision,
-            device=device,
-            dtype=dtype,
-            load_format=given.load_format,
-            attention=attention,
-            sliding_window=given.sliding_window,
-            seed=given.seed,
-            quantization=cast(QuantizationConfig | None, given.quantization),  # validation has resolved names
-            on_progress=on_progress,
-        )
-        draft = load_draft(given, loaded, device, dtype)
-        self.config: EngineConfig = resolve_config(
-            given, loaded.config, loaded.path, device, dtype, attention, draft_kv=draft.kv_config if draft else None
-        )
-        if draft is not None:
-            self.config = self.config.resolved(
-                speculation=draft.config, draft_model=str(draft.path) if draft.path else None
-            )
-        self.model_config: DecoderConfig = loaded.config
-        self.tokenizer = _load_tokenizer(loaded, given.load_format == "dummy")
-        self._eos_token_ids = _eos_token_ids(loaded.config, self.tokenizer)
-        self._prompts = PromptReader(self.tokenizer, loaded.config.vocab_size, self._max_model_len)
-        return self._build_core(loaded, draft, device)
+        built = build(given, path, device, dtype, attention, self.events, on_progress)
+        self.config: EngineConfig = built.config
+        self.model_config: DecoderConfig = built.model_config
+        self.tokenizer = built.tokenizer
+        self._eos_token_ids = built.eos_token_ids
+        self._prompts = PromptReader(self.tokenizer, built.model_config.vocab_size, self._max_model_len)
+        self._lower_tiers = built.tiers
+        self._pins = built.core.pins
+        return built.core
 
     @property
     def _max_model_len(self) -> int:
         assert self.config.max_model_len is not None
         return self.config.max_model_len
-
-    def _build_core(self, loaded: LoadedModel, draft: Draft | None, device: torch.device) -> EngineCore:
-        config = self.config
-        block_size, num_blocks = self._block_layout()
-        tables = kv_cache = None
-        self._lower_tiers = LowerTiers()
-        if config.kv_cache != "none":
-            dtype = kv_dtype(config.kv_cache_dtype)
-            kv_cache = KVCache(loaded.config, num_blocks + 1, block_size, dtype, device)  # one more: the null block
-            self._lower_tiers = LowerTiers.of(config, kv_cache)
-            tables = BlockTables(
-                num_blocks,
-                block_size,
-                prefix_caching=config.prefix_caching,
-                ttl=config.prefix_cache_ttl,
-                max_cached=config.prefix_cache_max_blocks,
-                window=config.sliding_window if config.kv_cache == "paged" else None,
-                namespace=self._lower_tiers.namespace,
-                tier=self._lower_tiers.tier,
-            )
-        assert config.max_num_batched_tokens is not None
-        limits = SchedulerConfig(
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            chunked_prefill=config.chunked_prefill,
-            static_batching=config.batching == "static",
-            recompute=config.kv_cache == "none",
-        )
-        self._scheduler = Scheduler(limits, tables)
-        sampler = Sampler(loaded.config.vocab_size, device)
-        speculator = None
-        if draft is not None:
-            pool = tables.pool if tables is not None else None
-            speculator = build_speculator(draft, loaded.model, kv_cache, pool, config, self._eos_token_ids)
-        executor = Executor(
-            self._stepper(loaded.model, kv_cache),
-            kv_cache,
-            sampler,
-            block_size=block_size,
-            eos_token_ids=self._eos_token_ids,
-            speculator=speculator,
-            host_memory=self._lower_tiers.memory,
-        )
-        self._pins = PinnedPrefixes(self._scheduler, config.prefix_cache_max_pinned)
-        draft_kv = speculator.own_kv_cache if speculator is not None else None
-        base_stats = EngineStats(
-            kv_blocks_total=num_blocks,
-            kv_blocks_empty=num_blocks,
-            kv_block_size=block_size,
-            memory_weights_bytes=loaded.weights_bytes + (draft.weights_bytes if draft is not None else 0),
-            memory_kv_bytes=sum(cache.nbytes for cache in (kv_cache, draft_kv) if cache is not None),
-            step_weights_bytes=step_weights_nbytes(loaded.model.weights),
-        )
-        # On the CPU a launch is the work itself, so that there is nothing to overlap with.
-        overlap = device.type == "cuda"
-        return EngineCore(self._scheduler, executor, self.events, base_stats, overlap=overlap, pins=self._pins)
-
-    def _stepper(self, model: Decoder, kv_cache: KVCache | None) -> Decoder | DecodeGraphs:
-        """What runs the steps: the model itself, or recordings of its decode steps."""
-        config = self.config
-        if not config.cuda_graphs or kv_cache is None:
-            return model
-        max_blocks = -(-self._max_model_len // kv_cache.block_size)
-        longest = config.speculation.most_drafts + 1 if config.speculation is not None else 1
-        return DecodeGraphs(
-            model, kv_cache, max_num_seqs=config.max_num_seqs, max_blocks=max_blocks, max_query_len=longest
-        )
-
-    def _block_layout(self) -> tuple[int, int]:
-        """(block size, number of blocks). A contiguous cache is a paged one with a block for a whole sequence."""
-        config = self.config
-        if config.kv_cache == "none":
-            return 0, 0
-        assert config.num_kv_blocks is not None
-        if config.kv_cache == "paged":
-            return config.block_size, config.num_kv_blocks
-        reservations = config.num_kv_blocks * config.block_size // self._max_model_len
-        if reservations < 1:
-            raise ConfigError(
-                f"kv_cache='contiguous' reserves max_model_len={self._max_model_len} tokens a request, but "
-                f"{config.num_kv_blocks} blocks of {config.block_size} hold only "
-                f"{config.num_kv_blocks * config.block_size}: raise num_kv_blocks or lower max_model_len."
-            )
-        return self._max_model_len, min(reservations, config.max_num_seqs)
 
     # Requests
 
@@ -236,6 +125,25 @@ class Engine:
         with self._submit_lock:
             request_ids = [next(self._request_ids) for _ in range(max(params.n, params.beam_width))]
         handle = GenerationHandle(request_ids[0], lambda: self._abort(request_ids))
+        group = self._group(handle, request_ids, token_ids, params, max_total_tokens)
+
+        def add(core: EngineCore) -> None:
+            for sample in group.samples:
+                core.add(sample)
+
+        if not self._loop.post(add):
+            raise RequestError(f"{CLOSED}: make a new one to generate.")
+        return handle
+
+    def _group(
+        self,
+        handle: GenerationHandle,
+        request_ids: Sequence[int],
+        token_ids: list[int],
+        params: SamplingParams,
+        max_total_tokens: int,
+    ) -> SubmissionTracker:
+        """The requests of one submission: samples that fork from the first, or the beams of one search."""
         group = SubmissionTracker(handle, self._eos_token_ids)
         seed = params.seed if params.seed is not None else self.config.seed + request_ids[0] * SEED_STEP
         holdings = Holdings()
@@ -260,14 +168,7 @@ class Engine:
                 early_stopping=params.early_stopping,
             )
             BeamGroup([sample.request for sample in group.samples], search)
-
-        def add(core: EngineCore) -> None:
-            for sample in group.samples:
-                core.add(sample)
-
-        if not self._loop.post(add):
-            raise RequestError(f"{CLOSED}: make a new one to generate.")
-        return handle
+        return group
 
     def _abort(self, request_ids: Sequence[int]) -> None:
         def abort(core: EngineCore) -> None:
@@ -433,20 +334,6 @@ class Engine:
     def __del__(self) -> None:
         if getattr(self, "_core", None) is not None and hasattr(self, "_loop"):
             self.close()
-
-
-def _load_tokenizer(loaded: LoadedModel, optional: bool) -> Any | None:
-    """The model's tokenizer; None only for a dummy model without one, which then takes token ids."""
-    if optional and not any((loaded.path / name).exists() for name in ("tokenizer.json", "tokenizer.model")):
-        return None
-    tokenizer = load_tokenizer(loaded.path)
-    check_vocabulary(loaded.config, tokenizer)
-    return tokenizer
-
-
-def _eos_token_ids(config: DecoderConfig, tokenizer: object | None) -> frozenset[int]:
-    own = getattr(tokenizer, "eos_token_id", None)
-    return frozenset(config.eos_token_ids) | ({own} if isinstance(own, int) else set())
 
 
 def _to_int64(value: int) -> int:

@@ -28,21 +28,27 @@ _MOST_ROWS_TURNED = 16 if torch.cpu._is_amx_tile_supported() else 0
 _SMALL_COPY = (8 if _MOST_ROWS_TURNED else 64) << 20
 _USUAL_ROWS = 16
 """Rows that oneDNN lays a matrix out for; other numbers read that layout as fast."""
+_SMALL_MATRIX = 1 << 17
+"""Elements below which a call of oneDNN costs more than it gives in float32: [384, 192] takes 16 us with it at one row,
+and 8 as a plain product with the transposed matrix; at 16 rows 37 and 32."""
 
 
 class Linear:
     """y = x W^T + b, optionally with a residual added in the same call."""
 
-    __slots__ = ("_packed", "bias", "dtype", "in_features", "out_features", "weight")
+    __slots__ = ("_packed", "_turned", "bias", "dtype", "in_features", "out_features", "weight")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> None:
         """`weight` is [out, in]; with `keep` it stays as it is, for others to use too."""
         self.out_features, self.in_features = weight.shape
         self.dtype, self.bias = weight.dtype, bias
         self._packed: Tensor | None = None
+        self._turned: Tensor | None = None
         self.weight: Tensor | None = None
         if keep or not reorders(weight.dtype, weight.device):
             self.weight = weight
+        elif weight.dtype == torch.float32 and weight.numel() < _SMALL_MATRIX:
+            self._turned = weight.t().clone(memory_format=torch.contiguous_format)
         else:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _USUAL_ROWS)
 
@@ -50,12 +56,17 @@ class Linear:
         """[T, in] -> [T, out]."""
         if self._packed is not None:
             return _pointwise(x, self._packed, self.bias, "none", [], "")
+        if self._turned is not None:
+            return torch.mm(x, self._turned) if self.bias is None else torch.addmm(self.bias, x, self._turned)
         return self._plain(x)
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + linear(x); `residual` may be overwritten."""
         if self._packed is not None:
             return _pointwise_with(x, residual, self._packed, self.bias, "add")
+        if self._turned is not None:
+            residual.addmm_(x, self._turned)
+            return residual if self.bias is None else residual.add_(self.bias)
         if self.weight is not None and x.device.type != "cpu":  # one launch: the product adds to what is there
             residual.addmm_(x, self.weight.t())
             return residual if self.bias is None else residual.add_(self.bias)

@@ -25,6 +25,7 @@ INT4_GROUPS = (256, 128, 64, 32)
 _BLOCK_N = 64
 _TILE_ELEMENTS = 1 << 18
 _ROWS_OF_DIGITS = 256
+_HALF_RANGE = 127.5
 _WORTH_STREAMING, _STREAM, _STREAMED_ROWS = 1 << 18, 1 << 20, 4
 
 
@@ -151,7 +152,11 @@ class Int8Rows(FewRowsLayout):
 
 
 class Int8Activations:
-    """int8 rows times activations that are rounded to int8 too, each token with a scale of its own (W8A8)."""
+    """int8 rows times activations that are rounded to int8 too, each token with a scale of its own (W8A8).
+
+    As compressed-tensors defines dynamic activations: the 256 codes -128 .. 127 are spread over max|x| in 255 steps, so
+    that the largest value lies half a step outside them.
+    """
 
     name = "int8 x int8"
 
@@ -170,8 +175,8 @@ class Int8Activations:
     def __call__(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
         largest = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True, dtype=self._scales.dtype)
-        scales = largest.clamp_(min=1e-12).div_(127)
-        codes = (x / scales).round_().to(torch.int8)
+        scales = largest.clamp_(min=1e-12).div_(_HALF_RANGE)
+        codes = (x / scales).round_().clamp_(-128, 127).to(torch.int8)
         if self._on_gpu and rows < 32:
             codes = F.pad(codes, (0, 0, 0, 32 - rows))
         sums = torch._int_mm(codes, self._codes.t())[:rows]

@@ -1,20 +1,17 @@
 """NormalFloat4 with double quantization (QLoRA, arXiv 2305.14314), as bitsandbytes has it.
 
 A matrix is flattened row by row and cut into blocks; each has its largest magnitude as scale, and every value becomes
-the nearest of 16 levels between -1 and 1. Double quantization stores the scales themselves in 8 bits.
+the nearest of 16 levels between -1 and 1. Scales may be quantized themselves: see `double_quantization`.
 """
-
-import functools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels.quant_pack import NF4_LEVELS
+from playground.quantization.double_quantization import DoubleQuantized
 from playground.quantization.weight import QuantizedWeight
 
 BLOCK_SIZE = 64
-SCALE_BLOCK_SIZE = 256
 _ZERO_CODE = NF4_LEVELS.index(0.0)
 
 
@@ -37,46 +34,3 @@ def quantize_nf4(weight: Tensor, block_size: int = BLOCK_SIZE, *, double_quant: 
     if double_quant:
         largest = DoubleQuantized.of(largest).dequantize()
     return QuantizedWeight(codes, largest.view(rows, -1), 4, block_size, kind="nf4")
-
-
-@dataclass(frozen=True, slots=True)
-class DoubleQuantized:
-    """Scales less their mean, in blocks of 256, as codes of `dynamic_map` times the largest magnitude of the block."""
-
-    codes: Tensor
-    """uint8 [S], S scales."""
-    largest: Tensor
-    """float32 [ceil(S / 256)]."""
-    offset: Tensor
-    """float32 []: the mean."""
-
-    @classmethod
-    def of(cls, scales: Tensor) -> "DoubleQuantized":
-        """From float32 [S]."""
-        offset = scales.mean()
-        spread = scales - offset
-        padded = torch.nn.functional.pad(spread, (0, -len(spread) % SCALE_BLOCK_SIZE)).view(-1, SCALE_BLOCK_SIZE)
-        largest = padded.abs().amax(-1)
-        table = dynamic_map().to(scales.device)
-        relative = padded * torch.where(largest == 0, 0, 1 / largest)[:, None]
-        codes = torch.bucketize(relative, (table[1:] + table[:-1]) / 2)
-        return cls(codes.flatten()[: len(scales)].to(torch.uint8), largest, offset)
-
-    def dequantize(self) -> Tensor:
-        """The scales, float32 [S]."""
-        block = torch.arange(len(self.codes), device=self.codes.device) // SCALE_BLOCK_SIZE
-        return dynamic_map().to(self.codes.device)[self.codes.long()] * self.largest[block] + self.offset
-
-
-@functools.cache
-def dynamic_map() -> Tensor:
-    """The 256 ascending values from -1 (nearly) to 1 of bitsandbytes' signed dynamic 8-bit type, float32.
-
-    Decade 10^-e below 1, e from 6 to 0, has 2^(6 - e) values of each sign: the middles of equal steps from 0.1 to 1.
-    """
-    values = [0.0, 1.0]
-    for decade in range(7):
-        edges = torch.linspace(0.1, 1, 2**decade + 1, dtype=torch.float32)
-        middles = 10.0 ** (decade - 6) * (edges[1:] + edges[:-1]) / 2
-        values += [*middles.tolist(), *(-middles).tolist()]
-    return torch.tensor(sorted(values))

@@ -53,7 +53,7 @@ def _quantizer(config: QuantizationConfig, scale_dtype: torch.dtype) -> Callable
     check_method(config)
     return partial(
         round_to_nearest, bits=config.bits, group_size=config.group_size, symmetric=config.symmetric,
-        scale_dtype=scale_dtype,
+        scale_dtype=scale_dtype, search=config.scale_search,
     )  # fmt: skip
 
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from playground.errors import ConfigError
+from playground.quantization.tensor_file import save_tensors
 
 COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 """Small files of a model's folder that go with it: tokenizer, chat template, generation config."""
@@ -65,7 +66,7 @@ class CheckpointWriter:
         """Write a part, whole or not at all. Raises `ConfigError` where there is no room for it."""
         own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {"format": "pt", "recipe": self._recipe}
-        self._put(self._path(part), lambda path: save_file(own, path, metadata=metadata))
+        self._put(self._path(part), lambda path: save_tensors(own, path, metadata))
 
     def finish(self, source: Path, config: Mapping[str, Any]) -> Path:
         """Copy the small files of `source`, write index and `config` (the whole config.json), and rename the folder.
@@ -132,9 +133,11 @@ class CheckpointWriter:
 
     def _refusal(self, what: str, full: bool, why: str) -> ConfigError:
         if full:
+            several = len(self._files) > 1
+            again = "with --resume: the parts that are done are kept." if several else "again."
             return ConfigError(
                 f"the disk of {self.output.parent} is full: {what} could not be written. Make room and run the same "
-                "again: the parts that are done are kept."
+                f"{again}"
             )
         return ConfigError(f"{what} could not be written to {self.output.parent} ({why}): check its permissions.")
 

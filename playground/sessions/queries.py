@@ -28,6 +28,19 @@ chats, messages, runs, configs = table(Chat), table(Message), table(Run), table(
 _RUN_COLUMNS = [column.label(f"run_{column.name}") for column in runs.c]
 
 
+def _with_tokens() -> Any:
+    """Chats, each with how many tokens its newest reply ends at."""
+    newest = (
+        select(runs.c.num_prompt_tokens + runs.c.num_output_tokens)
+        .join(messages, messages.c.id == runs.c.message_id)
+        .where(messages.c.chat_id == chats.c.id)
+        .order_by(messages.c.id.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    return select(chats, newest.label("num_tokens"))
+
+
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
@@ -71,7 +84,7 @@ def create_chat(connection: Connection, title: str, system_prompt: str) -> ChatI
 
 
 def find_chat(connection: Connection, chat_id: int) -> ChatInfo | None:
-    row = connection.execute(select(chats).where(chats.c.id == chat_id)).mappings().first()
+    row = connection.execute(_with_tokens().where(chats.c.id == chat_id)).mappings().first()
     return None if row is None else _chat_info(row)
 
 
@@ -84,7 +97,7 @@ def require_chat(connection: Connection, chat_id: int) -> ChatInfo:
 
 def search_chats(connection: Connection, search: str, limit: int, offset: int) -> list[ChatInfo]:
     """Newest first; with a search, those whose title or any message contains it, in any case."""
-    query = select(chats).order_by(chats.c.updated_ms.desc(), chats.c.id.desc()).limit(limit).offset(offset)
+    query = _with_tokens().order_by(chats.c.updated_ms.desc(), chats.c.id.desc()).limit(limit).offset(offset)
     needle = clean_text(search).strip().casefold()
     if needle:
         in_message = select(literal(1)).where(

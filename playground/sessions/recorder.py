@@ -4,6 +4,7 @@ It can never slow the engine: its queue of events is bounded and drops the oldes
 dropped too. What was dropped is counted, and the runs that it belongs to are never shown as if they were complete.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -14,13 +15,15 @@ from playground.config import EngineConfig
 from playground.engine.events import Subscription
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats, Generation
-from playground.errors import PlaygroundError
+from playground.errors import PlaygroundError, RequestError
 from playground.models.config import DecoderConfig
 from playground.sessions.errors import StorageError
 from playground.sessions.run_store import RunStore
 from playground.sessions.transcriber import Batch, Note, Transcriber
-from playground.telemetry.feed import facts_of
-from playground.telemetry.hub import DRAIN_SECONDS, TelemetryHub
+from playground.telemetry.ceilings import MachineRates
+from playground.telemetry.feed import facts_of, with_rates
+from playground.telemetry.hub import TelemetryHub
+from playground.telemetry.rows import EngineFacts
 
 logger = logging.getLogger(__name__)
 
@@ -49,16 +52,25 @@ class RecordedEngine(Protocol):
     def kv_snapshot(self) -> KVSnapshot: ...
 
 
+RatesOf = Callable[[RecordedEngine], MachineRates | None]
+"""What was measured on the device of an engine, as far as it is known."""
+
+
 class RunRecorder:
     """Records the engines that it is told to `watch`, one after another. Thread-safe."""
 
     def __init__(
-        self, runs: RunStore, describe: Callable[[EngineConfig], Mapping[str, Any]], name: Callable[[str], str]
+        self,
+        runs: RunStore,
+        describe: Callable[[EngineConfig], Mapping[str, Any]],
+        name: Callable[[str], str],
+        rates_of: RatesOf = lambda engine: None,
     ) -> None:
         """`describe` says what machine and versions an engine runs on; `name` what its model is called."""
         self._runs = runs
         self._describe = describe
         self._name = name
+        self._rates_of = rates_of
         self._lock = threading.Lock()
         self._watches: list[_Watch] = []
         self._num_lost = 0
@@ -71,7 +83,7 @@ class RunRecorder:
 
     def watch(self, engine: RecordedEngine, hub: TelemetryHub) -> None:
         """Begin to record an engine, before its first request."""
-        watch = _Watch(self._runs, engine, hub, self._describe, self._name)
+        watch = _Watch(self._runs, engine, hub, self._describe, self._name, self._rates_of)
         with self._lock:
             self._watches.append(watch)
 
@@ -91,6 +103,11 @@ class RunRecorder:
             found = [watch for watch in self._watches if watch.engine is engine]
         for watch in found:
             watch.note(generation.request_id, note)
+
+    def recording_of(self, engine: RecordedEngine) -> int | None:
+        """The id of the recording of an engine that is watched; None where it could not be begun."""
+        with self._lock:
+            return next((watch.recording_id for watch in self._watches if watch.engine is engine), None)
 
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until what has been told until now is stored, or has failed to be."""
@@ -117,13 +134,16 @@ class _Watch:
         hub: TelemetryHub,
         describe: Callable[[EngineConfig], Mapping[str, Any]],
         name: Callable[[str], str],
+        rates_of: RatesOf,
     ) -> None:
         self.engine = engine
+        self.recording_id: int | None = None
         self.num_lost = 0
         self._runs = runs
         self._hub = hub
         self._describe = describe
         self._name = name
+        self._rates_of = rates_of
         self._notes: dict[int, tuple[float, Note]] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -144,17 +164,23 @@ class _Watch:
             self._notes[request_id] = (time.monotonic() + NOTE_SECONDS, note)
 
     def flush(self, timeout: float) -> None:
-        time.sleep(2 * DRAIN_SECONDS)  # what the engine told is on its way through the hub
+        self._catch_up()
         with self._round:
             after = self._rounds + 2  # the one that is under way may have drained before
             self._wake.set()
             self._round.wait_for(lambda: self._rounds >= after or not self._thread.is_alive(), timeout)
 
     def close(self) -> None:
-        time.sleep(2 * DRAIN_SECONDS)
+        self._catch_up()
         self._closing = True
         self._wake.set()
         self._thread.join()
+
+    def _catch_up(self) -> None:
+        """Have all that was told until now in the queue: the end of a request is known before it is told."""
+        with contextlib.suppress(RequestError):  # closed: nothing is on its way any more
+            self.engine.kv_snapshot()  # between two steps
+        self._hub.hand_on()
 
     def _run(self) -> None:
         try:
@@ -171,14 +197,14 @@ class _Watch:
 
     def _record(self) -> None:
         writer = self._begin()
-        last_memory = 0
+        read_ns = 0
         while True:
             closing = self._closing
             events: list[Any] = list(self._events.drain())
-            memory = self._hub.memory()
-            if events and memory.time_ns > last_memory:
-                last_memory = memory.time_ns
-                events.append(memory)
+            if events:
+                fresh = [one for one in (self._hub.gpu(), self._hub.memory()) if one and one.time_ns > read_ns]
+                read_ns = max((one.time_ns for one in fresh), default=read_ns)
+                events = fresh + events  # a run that begins and ends with them has a reading, too
             writer.script.take(events)
             lost = self._num_dropped - self._dropped_before
             if lost:
@@ -189,6 +215,7 @@ class _Watch:
             if closing:
                 writer.script.close()
             self.num_lost += writer.write(last=closing)
+            writer.know(self._rates_of(self.engine))
             with self._round:
                 self._rounds += 1
                 self._round.notify_all()
@@ -199,7 +226,8 @@ class _Watch:
 
     def _begin(self) -> "_BatchWriter":
         engine, config = self.engine, self.engine.config
-        facts, start = facts_of(engine), engine.kv_snapshot()
+        rates = self._rates_of(engine)
+        facts, start = facts_of(engine, rates), engine.kv_snapshot()
         created_ms = time.time_ns() // 1_000_000 - (time.perf_counter_ns() - start.time_ns) // 1_000_000
         model = self._name(config.model or "")
         recording_id, config_id = self._runs.begin(
@@ -209,10 +237,11 @@ class _Watch:
             environment=self._describe(config),
             facts=facts,
         )
+        self.recording_id = recording_id
         script = Transcriber(
             facts, start, created_ms=created_ms, config_id=config_id, model=model, tokenizer=engine.tokenizer
         )
-        return _BatchWriter(self._runs, recording_id, script)
+        return _BatchWriter(self._runs, recording_id, script, facts, rates)
 
     def _tell_notes(self, script: Transcriber) -> None:
         with self._lock:
@@ -226,13 +255,33 @@ class _Watch:
 class _BatchWriter:
     """Stores batches; one that fails is tried again, less and less often, until it has become too large."""
 
-    def __init__(self, runs: RunStore, recording_id: int, script: Transcriber) -> None:
+    def __init__(
+        self,
+        runs: RunStore,
+        recording_id: int,
+        script: Transcriber,
+        facts: EngineFacts,
+        rates: MachineRates | None = None,
+    ) -> None:
+        """`facts` and `rates` are what the recording was begun with."""
         self.script = script
         self._runs = runs
         self._recording_id = recording_id
+        self._facts = facts
+        self._rates = rates
         self._waiting: list[Batch] = []
         self._pause = 0.0
         self._again_at = 0.0
+
+    def know(self, rates: MachineRates | None) -> None:
+        """Store what has been measured of the machine since the recording began; tried again where it cannot be."""
+        if rates is None or rates is self._rates or self._waiting:
+            return
+        try:
+            self._runs.know(self._recording_id, with_rates(self._facts, rates))
+            self._rates = rates
+        except StorageError as error:
+            logger.debug("What the machine can do is stored later: %s", error)
 
     def write(self, *, last: bool) -> int:
         """Store what there is; returns how many rows were given up."""

@@ -21,6 +21,8 @@ class ChatInfo:
     head_message_id: int | None
     created_ms: int
     updated_ms: int
+    num_tokens: int | None = None
+    """Of the model's context that the newest reply was written in, itself included; None without a reply."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 from playground.engine.events import BlockEvent, RequestEvent, ScheduledSlice, StepEvent
 from playground.engine.kv_snapshot import KVSnapshot, RequestBlocks
 from playground.telemetry.frames import LiveEvent
+from playground.telemetry.gpu import GpuSample
 from playground.telemetry.memory import MemorySample
 from playground.telemetry.recording import RecordedToken
 
@@ -19,7 +20,7 @@ Row = dict[str, Any]
 FORGOTTEN = -1
 """In place of the ids of tokens whose text was deleted."""
 
-ROW_BYTES = {"step": 150, "request_event": 50, "block_event": 45, "sample": 45, "token": 55}
+ROW_BYTES = {"step": 150, "request_event": 50, "block_event": 45, "sample": 45, "gpu_sample": 60, "token": 55}
 """Roughly what a row takes beside its texts."""
 
 _SAMPLE_FIELDS = ("time_ns", "source", "used_bytes", "total_bytes", "reserved_bytes")
@@ -37,6 +38,8 @@ def event_row(event: LiveEvent) -> tuple[str, Row]:
         return "request_event", row
     if isinstance(event, BlockEvent):
         return "block_event", event._asdict()
+    if isinstance(event, GpuSample):
+        return "gpu_sample", event._asdict()
     return "sample", {name: getattr(event, name) for name in _SAMPLE_FIELDS}
 
 
@@ -50,6 +53,8 @@ def row_event(table: str, row: Mapping[str, Any], ids: "TokenIds | None" = None)
         return RequestEvent(**{name: row[name] for name in RequestEvent._fields if name != "prompt_token_ids"})
     if table == "block_event":
         return BlockEvent(**{name: row[name] for name in BlockEvent._fields})
+    if table == "gpu_sample":
+        return GpuSample(**{name: row[name] for name in GpuSample._fields})
     return MemorySample(**{name: row[name] for name in _SAMPLE_FIELDS})
 
 

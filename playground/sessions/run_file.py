@@ -7,6 +7,7 @@ events are played once before it is believed. Whatever is wrong with it ends as 
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 import zstandard
@@ -17,13 +18,16 @@ from playground.engine.kv_snapshot import KVSnapshot, RequestBlocks
 from playground.errors import PlaygroundError
 from playground.sessions.rows import id_runs
 from playground.sessions.run_records import RecordedRun, RequestInfo
-from playground.telemetry.frames import EngineFacts, LiveEvent
+from playground.telemetry.frames import LiveEvent
+from playground.telemetry.gpu import GpuSample
 from playground.telemetry.memory import MemorySample, MemorySource
 from playground.telemetry.recording import RecordedToken, Recording, replay_frames
+from playground.telemetry.rows import EngineFacts
 
 SUFFIX = ".run.json.zst"
 FORMAT = "inference-playground-run"
-VERSION = 1
+VERSION = 2
+"""1 has no readings of a GPU and nothing of the roofline; it is read as well."""
 MAX_FILE_BYTES = 16 * 2**20
 MAX_JSON_BYTES = 128 * 2**20
 MAX_EVENTS = 400_000
@@ -32,6 +36,10 @@ MAX_BLOCKS = 2**20
 MAX_LENGTH = 2**21
 """Tokens of one request."""
 LEVEL = 19
+LETTERS = "scbmg"
+"""Of the kinds of events, see `RunFile.order`."""
+_UNPLAYABLE = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""What events raise that are each well formed and do not fit together."""
 
 
 class RunFileError(PlaygroundError):
@@ -51,6 +59,8 @@ Bytes = Annotated[int, Field(ge=0, le=2**60)]
 Text = Annotated[str, Field(max_length=40_000)]
 Short = Annotated[str, Field(max_length=400)]
 Seconds = Annotated[float, Field(ge=0, le=10**9)]
+Amount = Annotated[float, Field(ge=0, le=1e24)]
+Rate = Annotated[float, Field(gt=0, le=1e24)]
 Ids = Annotated[tuple[Id, ...], Field(max_length=4096)]
 
 _Slice = tuple[Id, Count, Count, Count, Ids, Ids, Ids, bool]
@@ -73,6 +83,10 @@ _Block = tuple[
     BlockId | None, Count | None,
 ]  # fmt: skip
 _Sample = tuple[Ns, MemorySource, Bytes | None, Bytes | None, Bytes | None]
+_Load = tuple[
+    Ns, Annotated[float, Field(ge=0, le=1)] | None, Amount | None, Amount | None, Count | None, Count | None,
+    bool | None,
+]  # fmt: skip
 _Token = tuple[
     Id, Id, Count | None, Id, Annotated[str, Field(max_length=1000)], float | None,
     Literal["target", "accepted", "bonus", "rejected"], Count | None,
@@ -80,6 +94,28 @@ _Token = tuple[
 _Holder = tuple[
     Id, bool, Count, Count, Count, Count, Count, Annotated[tuple[BlockId, ...], Field(max_length=MAX_LENGTH)]
 ]
+
+
+class _Work(_Strict):
+    """A `ModelWork`."""
+
+    flops_per_token: Amount
+    flops_per_logit_row: Amount
+    flops_per_pair: Amount
+    windows: Annotated[tuple[tuple[Count | None, Count], ...], Field(max_length=1024)]
+    weights_bytes: Bytes
+    kv_bytes_per_token: Amount
+
+
+class _Ceilings(_Strict):
+    """A `Ceilings`."""
+
+    flops_per_second: Rate
+    bytes_per_second: Rate
+    memory_bytes_per_second: Rate
+    dtype: Short
+    device: Short
+    undisturbed: bool
 
 
 class _Facts(_Strict):
@@ -91,6 +127,10 @@ class _Facts(_Strict):
     max_num_seqs: Count = 0
     max_model_len: Annotated[int, Field(ge=0, le=2**31)] = 0
     speculation: Short | None = None
+    draft_tree: bool = False
+    draft_kv_bytes_per_token: Amount | None = None
+    work: _Work | None = None
+    ceilings: _Ceilings | None = None
 
 
 class _Start(_Strict):
@@ -139,7 +179,7 @@ class RunFile(_Strict):
     """The content of a file. Events as arrays, in the order in which they were emitted: [kind, values]."""
 
     format: Literal["inference-playground-run"]
-    version: Literal[1]
+    version: Literal[1, 2]
     environment: dict[str, Any]
     config: dict[str, Any]
     facts: _Facts
@@ -149,15 +189,17 @@ class RunFile(_Strict):
     changes: Annotated[list[_Change], Field(max_length=MAX_EVENTS)]
     blocks: Annotated[list[_Block], Field(max_length=MAX_EVENTS)]
     samples: Annotated[list[_Sample], Field(max_length=MAX_EVENTS)]
-    order: Annotated[str, Field(max_length=4 * MAX_EVENTS, pattern="^[scbm]*$")]
-    """One letter an event: the next of the steps, changes, blocks or samples (m)."""
+    loads: Annotated[list[_Load], Field(max_length=MAX_EVENTS)] = []
+    """Of the GPU."""
+    order: Annotated[str, Field(max_length=5 * MAX_EVENTS, pattern="^[scbmg]*$")]
+    """One letter an event: the next of the steps, changes, blocks, samples (m) or loads (g)."""
     tokens: Annotated[list[_Token], Field(max_length=MAX_TOKENS)]
     tour: Tour | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunFile":
-        lists: tuple[list[Any], ...] = (self.steps, self.changes, self.blocks, self.samples)
-        for letter, events in zip("scbm", lists, strict=True):
+        lists: tuple[list[Any], ...] = (self.steps, self.changes, self.blocks, self.samples, self.loads)
+        for letter, events in zip(LETTERS, lists, strict=True):
             if self.order.count(letter) != len(events):
                 raise ValueError("its order names more or fewer events than it has")
         ids = [block[2] for block in self.blocks] + [block for one in self.start.requests for block in one[-1]]
@@ -175,7 +217,7 @@ class RunFile(_Strict):
 def pack(run: RecordedRun, *, everyone: bool = False, tour: Tour | None = None) -> bytes:
     """The run as a file. Texts of other requests that ran beside it stay out, unless `everyone`."""
     recording, info = run.recording, run.request
-    told: dict[str, list[Any]] = {letter: [] for letter in "scbm"}
+    told: dict[str, list[Any]] = {letter: [] for letter in LETTERS}
     order = []
     for event in recording.events:
         letter, values = _values(event, None if everyone else run.request_engine_id)
@@ -186,7 +228,7 @@ def pack(run: RecordedRun, *, everyone: bool = False, tour: Tour | None = None) 
         "version": VERSION,
         "environment": dict(run.environment),
         "config": _without_paths(run.config),
-        "facts": {name: getattr(recording.facts, name) for name in _Facts.model_fields} | {"model": info.model},
+        "facts": asdict(recording.facts) | {"model": info.model},
         "request": {
             "engine_id": run.request_engine_id,
             "params": dict(run.params),
@@ -200,6 +242,7 @@ def pack(run: RecordedRun, *, everyone: bool = False, tour: Tour | None = None) 
         "changes": told["c"],
         "blocks": told["b"],
         "samples": told["m"],
+        "loads": told["g"],
         "order": "".join(order),
         "tokens": [list(one) for one in recording.tokens if everyone or one.request == run.request_engine_id],
         "tour": None if tour is None else tour.model_dump(),
@@ -214,7 +257,7 @@ def unpack(data: bytes) -> tuple[RecordedRun, Tour | None]:
     recording = _recording(content)
     try:
         replay_frames(recording, max_frames=64)
-    except Exception:
+    except _UNPLAYABLE:
         raise RunFileError(
             "This file cannot be played: its events do not fit together. Export the run again."
         ) from None
@@ -258,7 +301,7 @@ def _parsed(text: bytes) -> RunFile:
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise RunFileError(f"This file is not a run: choose one that was exported here ({SUFFIX}).")
     version = values.get("version")
-    if version != VERSION:
+    if version not in range(1, VERSION + 1):
         raise RunFileError(
             f"This file is of format {str(version)[:20]}, and this playground reads {VERSION}: upgrade it."
         )
@@ -277,6 +320,7 @@ def _recording(content: RunFile) -> Recording:
         "c": iter([RequestEvent(*values) for values in content.changes]),
         "b": iter([BlockEvent(*values) for values in content.blocks]),
         "m": iter([MemorySample(*values) for values in content.samples]),
+        "g": iter([GpuSample(*values) for values in content.loads]),
     }
     events: list[LiveEvent] = [next(queues[letter]) for letter in content.order]
     facts = EngineFacts(**content.facts.model_dump())
@@ -294,8 +338,7 @@ def _values(event: LiveEvent, only: int | None) -> tuple[str, list[Any]]:
         return "c", list(event[: len(RequestEvent._fields) - 1])
     if isinstance(event, BlockEvent):
         return "b", list(event)
-    assert isinstance(event, MemorySample), "nothing else is recorded"
-    return "m", [event.time_ns, event.source, event.used_bytes, event.total_bytes, event.reserved_bytes]
+    return "g" if isinstance(event, GpuSample) else "m", list(event)
 
 
 def _nameless(one: ScheduledSlice) -> ScheduledSlice:

@@ -16,7 +16,10 @@ from playground.sessions.codec import NS_PER_S, canonical_json, clean_text, conf
 from playground.sessions.errors import StorageError
 from playground.sessions.rows import TokenIds, event_row, read_snapshot, row_bytes, row_event, snapshot_json
 from playground.sessions.run_records import (
+    COMPARISON,
     FINISHES,
+    ORIGINS,
+    PURPOSE,
     SORTS,
     Latencies,
     RecordedRun,
@@ -32,6 +35,7 @@ from playground.sessions.tables import (
     Message,
     RecordedBlock,
     RecordedChange,
+    RecordedGpuSample,
     RecordedRequest,
     RecordedSample,
     RecordedStep,
@@ -43,8 +47,8 @@ from playground.sessions.tables import (
     table,
 )
 from playground.sessions.transcriber import Batch
-from playground.telemetry.frames import EngineFacts
 from playground.telemetry.recording import RecordedToken, Recording, excerpt
+from playground.telemetry.rows import EngineFacts
 
 recordings, segments, requests = table(EngineRecording), table(Segment), table(RecordedRequest)
 chats, messages, runs, configs, settings = table(Chat), table(Message), table(Run), table(RunConfig), table(Setting)
@@ -55,6 +59,7 @@ RAW = {
     "request_event": table(RecordedChange),
     "block_event": table(RecordedBlock),
     "sample": table(RecordedSample),
+    "gpu_sample": table(RecordedGpuSample),
     "token": tokens,
 }
 
@@ -97,6 +102,12 @@ def add_recording(
     }
     query = insert(recordings).values(**values).returning(recordings.c.id)
     return int(connection.execute(query).scalar_one()), used
+
+
+def set_facts(connection: Connection, recording_id: int, facts: EngineFacts) -> None:
+    """What is known of the recorded engine now."""
+    values = {"facts": canonical_json(asdict(facts))}
+    connection.execute(update(recordings).where(recordings.c.id == recording_id).values(**values))
 
 
 def store_batch(connection: Connection, recording_id: int, batch: Batch) -> set[int]:
@@ -226,13 +237,20 @@ def _playable() -> Any:
     return and_(requests.c.last_segment.is_not(None), count == requests.c.last_segment - requests.c.first_segment + 1)
 
 
+def _origin() -> Any:
+    """Where a request ran: its recording's origin, and of those made here, what for where it was not for a chat."""
+    purpose = func.json_extract(recordings.c.environment, f"$.{PURPOSE}")
+    here = case((purpose == COMPARISON, COMPARISON), else_="here")
+    return case((recordings.c.origin == "imported", "imported"), else_=here)
+
+
 def _listed() -> Select[Any]:
     return (
         select(
             *[column for column in requests.c if column.name != "gaps"],
             chats.c.title.label("chat_title"),
             questions.c.content.label("question"),
-            func.coalesce(recordings.c.origin, "here").label("origin"),
+            _origin().label("origin"),
             _playable().label("has_recording"),
         )
         .select_from(requests)
@@ -264,6 +282,8 @@ def _filtered(query: Select[Any], wish: RunQuery) -> Select[Any]:
         query = query.where(requests.c.finish.is_(None))
     elif wish.finish in FINISHES:
         query = query.where(requests.c.finish == wish.finish)
+    if wish.origin in ORIGINS:
+        query = query.where(_origin() == wish.origin)
     if wish.config_id:
         query = query.where(requests.c.config_id == wish.config_id)
     return query
@@ -302,7 +322,8 @@ def _latencies(connection: Connection, wish: RunQuery) -> Latencies:
     )
     query = select(*columns).select_from(requests).outerjoin(chats, chats.c.id == requests.c.chat_id)
     query = query.outerjoin(recordings, recordings.c.id == requests.c.recording_id)
-    query = query.where(func.coalesce(recordings.c.origin, "here") == "here")  # another machine's times are others
+    # Another machine's times are others, and those of a comparison are in its own table, taken with more care.
+    query = query.where(_origin() == "here")
     query = _filtered(query, wish).order_by(requests.c.created_ms.desc()).limit(LATEST)
     found = Latencies([], [], [], [])
     row: Any
@@ -341,6 +362,12 @@ def require_request(connection: Connection, request_id: int) -> RequestInfo:
 
 def run_of_message(connection: Connection, message_id: int) -> int | None:
     return connection.scalar(select(requests.c.id).where(requests.c.message_id == message_id))
+
+
+def runs_of_engine(connection: Connection, recording_id: int) -> dict[int, int]:
+    """The ids of a recording's requests, by the engine's numbers for them."""
+    query = select(requests.c.engine_id, requests.c.id).where(requests.c.recording_id == recording_id)
+    return {int(engine_id): int(request_id) for engine_id, request_id in connection.execute(query)}
 
 
 def load_run(connection: Connection, request_id: int) -> RecordedRun:

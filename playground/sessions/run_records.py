@@ -9,13 +9,16 @@ from typing import Any, Literal
 
 from playground.telemetry.recording import Recording
 
-Origin = Literal["here", "imported", "tour"]
+Origin = Literal["here", "comparison", "imported", "tour"]
+PURPOSE, COMPARISON = "purpose", "comparison"
+"""An entry of a recording's environment, and its value for engines that were compared."""
 Finish = Literal["stop", "length", "abort", "error"]
 
 SORTS = (
     "created_ms", "chat", "prompt", "model", "num_prompt_tokens", "num_output_tokens", "time_to_first_token",
     "time_per_output_token", "acceptance", "num_cached_tokens", "kv_blocks_peak", "finish",
 )  # fmt: skip
+ORIGINS = ("here", "comparison", "imported")
 FINISHES = ("stop", "length", "abort", "error", "unfinished")
 
 
@@ -28,6 +31,8 @@ class RunQuery:
     finish: str = ""
     """One of `FINISHES`, or empty for all."""
     config_id: str = ""
+    origin: str = ""
+    """Where it ran: one of `ORIGINS`, or empty for all."""
     sort: str = "created_ms"
     descending: bool = True
     limit: int = 50

@@ -4,12 +4,14 @@ Every method may block: call it off the event loop. They raise `StorageError` wh
 """
 
 import contextlib
+import sqlite3
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from playground.sessions import run_queries
 from playground.sessions.database import MEMORY
@@ -17,7 +19,7 @@ from playground.sessions.errors import StorageError
 from playground.sessions.run_records import RecordedRun, RequestInfo, RunConfigInfo, RunPage, RunQuery, StorageInfo
 from playground.sessions.store import SessionStore
 from playground.sessions.transcriber import Batch
-from playground.telemetry.frames import EngineFacts
+from playground.telemetry.rows import EngineFacts
 
 T = TypeVar("T")
 
@@ -54,6 +56,10 @@ class RunStore:
             lambda connection: run_queries.add_recording(connection, origin="here", created_ms=created_ms, **values)
         )
 
+    def know(self, recording_id: int, facts: EngineFacts) -> None:
+        """More has become known of a recording's engine: what its machine can do at most."""
+        self._write(lambda connection: run_queries.set_facts(connection, recording_id, facts))
+
     def store(self, recording_id: int, batch: Batch) -> "Future[set[int]]":
         """Store a batch; the result names the segments that have been deleted meanwhile."""
         return self._store._writer.submit(
@@ -80,6 +86,10 @@ class RunStore:
     def of_message(self, message_id: int) -> int | None:
         """The request that made a saved reply."""
         return self._read(lambda connection: run_queries.run_of_message(connection, message_id))
+
+    def of_engine(self, recording_id: int) -> dict[int, int]:
+        """The requests of one recording, by the engine's numbers for them."""
+        return self._read(lambda connection: run_queries.runs_of_engine(connection, recording_id))
 
     def storage(self) -> StorageInfo:
         return self._read(lambda connection: run_queries.measure(connection, self._file_bytes()))
@@ -112,7 +122,7 @@ class RunStore:
         """Make the file as small as what is in it. Where others use it just now, its free room is used later."""
         if self.path == MEMORY:
             return
-        with contextlib.suppress(Exception), self._store._engine.connect() as connection:
+        with contextlib.suppress(sqlite3.Error, SQLAlchemyError), self._store._engine.connect() as connection:
             driver: Any = connection.connection.driver_connection
             driver.execute("VACUUM")
             driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")

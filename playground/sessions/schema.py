@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Engine, inspect, text
 from playground.sessions.database import MEMORY, WRITE_WAIT_MS
 from playground.sessions.errors import StorageError
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The newest revision in `migrations/versions`; a test holds them equal. Saves importing Alembic at every start."""
 APPLICATION_ID = 0x50_4C_47_44  # "PLGD" in the file's header: what `file` and other tools show
 MIGRATIONS = Path(__file__).parent / "migrations"

@@ -318,6 +318,24 @@ class RecordedSample(Base, table=True):
     reserved_bytes: int | None = None
 
 
+class RecordedGpuSample(Base, table=True):
+    """A `GpuSample`."""
+
+    __tablename__ = "gpu_sample"
+    __table_args__: Any = _of_segment()
+
+    recording_id: int
+    segment: int
+    seq: int
+    time_ns: int
+    busy: float | None = None
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    clock_mhz: int | None = None
+    clock_limit_mhz: int | None = None
+    slowed: bool | None = None
+
+
 class Token(Base, table=True):
     """A `RecordedToken`. Belongs to its request too, so that deleting a chat leaves none of its text."""
 

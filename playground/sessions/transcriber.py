@@ -16,10 +16,12 @@ from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.token_text import TextStream, text_stream
 from playground.sessions.codec import canonical_json, clean_text, split_metrics
 from playground.sessions.rows import Row, event_row, row_bytes, snapshot_json, step_tokens
-from playground.telemetry.frames import EngineFacts, LiveEvent, LiveState
+from playground.telemetry.frames import LiveEvent, LiveState
 from playground.telemetry.gpu import GpuSample
+from playground.telemetry.memory import MemorySample
 from playground.telemetry.rates import NS_PER_S
 from playground.telemetry.recording import RecordedToken, shifted, told_ns
+from playground.telemetry.rows import EngineFacts
 
 SEGMENT_EVENTS = 20_000
 SEGMENT_NS = 60 * NS_PER_S
@@ -58,6 +60,8 @@ class Note:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     logprobs: Sequence[float] = ()
     """Of its tokens, in order."""
+    prompt: str | None = None
+    """What was asked, where the request's own prompt has a chat's frame around it."""
 
 
 class _Open:
@@ -92,13 +96,14 @@ class Transcriber:
         self._segment: Row | None = None
         self._segment_ns = 0
         self._seq = 0
+        self._readings: dict[type, MemorySample | GpuSample] = {}
         self._open: dict[int, _Open] = {}
         self._recent: OrderedDict[int, Row] = OrderedDict()
         self._batch = Batch()
 
     @property
     def recording(self) -> bool:
-        """Whether a segment is open: whether there is a run to which a reading of the memory belongs."""
+        """Whether a segment is open: whether there is a run to which a reading of memory or GPU belongs."""
         return self._segment is not None
 
     @property
@@ -108,9 +113,9 @@ class Transcriber:
 
     def take(self, events: Sequence[LiveEvent]) -> None:
         for event in events:
-            if isinstance(event, GpuSample):  # a recording holds what the engine did, and what memory it took
-                continue
-            if self._segment is None and (self._open or _begins_run(event)):
+            if isinstance(event, MemorySample | GpuSample):
+                self._readings[type(event)] = event
+            elif self._segment is None and (self._open or _begins_run(event)):
                 self._begin(event.time_ns)
             if isinstance(event, RequestEvent):
                 self._take_request(event)
@@ -120,8 +125,7 @@ class Transcriber:
                 self._take_block(event)
             self._state.apply(event)
             if self._segment is not None:
-                table, row = event_row(shifted(event, -self.epoch_ns))
-                self._put(table, row)
+                self._put_event(event)
         for request_id in [request_id for request_id, one in self._open.items() if one.ended]:
             self._end(request_id)
         if events:
@@ -137,6 +141,8 @@ class Transcriber:
         if row is None:
             return False
         row |= {"chat_id": note.chat_id, "message_id": note.message_id, "params": canonical_json(note.params)}
+        if note.prompt is not None:
+            row["prompt"] = clean_text(note.prompt[:PROMPT_CHARS])
         columns = split_metrics(note.metrics)
         row |= {name: value for name, value in columns.items() if name in row and value is not None}
         self._batch.requests[request_id] = row
@@ -186,6 +192,11 @@ class Transcriber:
         }
         self._segment_ns, self._seq = time_ns, 0
         self._batch.segments.append(self._segment)
+        for reading in self._readings.values():
+            self._put_event(reading)
+
+    def _put_event(self, event: LiveEvent) -> None:
+        self._put(*event_row(shifted(event, -self.epoch_ns)))
 
     def _put(self, table: str, row: Row) -> None:
         assert self._segment is not None, "events belong to a segment"

@@ -1,27 +1,11 @@
-"""Watching an engine: the event hub, memory readings, headline figures, their definitions and their formatting.
+"""Watching an engine: the event hub, live frames, memory readings, definitions and formatting of figures.
 
 Listens to the engine's events and is never imported by the engine; knows nothing of the interface.
 """
 
-from playground.telemetry.definitions import DEFINITIONS, Definition, define
+from playground.telemetry.definitions import define
 from playground.telemetry.feed import FrameFeed, FrameReader
-from playground.telemetry.frames import EngineFacts, LiveState
+from playground.telemetry.frames import LiveState
 from playground.telemetry.hub import TelemetryHub
-from playground.telemetry.memory import MemoryReading, MemorySample, MemorySampler
-from playground.telemetry.snapshot import HeadlineFrame, Reading
 
-__all__ = [
-    "DEFINITIONS",
-    "Definition",
-    "EngineFacts",
-    "FrameFeed",
-    "FrameReader",
-    "HeadlineFrame",
-    "LiveState",
-    "MemoryReading",
-    "MemorySample",
-    "MemorySampler",
-    "Reading",
-    "TelemetryHub",
-    "define",
-]
+__all__ = ["FrameFeed", "FrameReader", "LiveState", "TelemetryHub", "define"]

@@ -52,18 +52,6 @@ _ALL = (
     ),
     Definition("kv_blocks_empty", "KV blocks empty", "Blocks that hold nothing worth keeping.", unit="blocks"),
     Definition(
-        "kv_blocks_total",
-        "KV blocks",
-        "All blocks of the KV cache: in use, cached and empty together.",
-        unit="blocks",
-    ),
-    Definition(
-        "num_running",
-        "Running",
-        "Requests that hold KV blocks and take part in the steps, after the latest step.",
-        unit="requests",
-    ),
-    Definition(
         "num_waiting",
         "Waiting",
         "Requests that were sent but are not running: not yet admitted, or put back to free blocks for others.",
@@ -75,13 +63,6 @@ _ALL = (
         "Tokens generated for all requests together by the steps that ended in the last "
         f"{RATE_WINDOW_SECONDS:g} s, over the time from the start of the first of these steps to the end of the last. "
         "Prompt tokens do not count. Nothing is shown while the engine rests.",
-        unit="tok/s",
-    ),
-    Definition(
-        "prompt_tokens_per_second",
-        "Prompt tokens per second",
-        "Prompt tokens computed for all requests together, over the same time as the tokens per second. Tokens found "
-        "in the prefix cache were not computed and do not count.",
         unit="tok/s",
     ),
     Definition(
@@ -112,13 +93,6 @@ _ALL = (
         "From when the engine received the request to its last token, waiting included.",
         unit="s",
     ),
-    Definition(
-        "queue_time",
-        "Time waiting",
-        "From when the engine received the request to its first step. Waiting after a preemption is not in it.",
-        unit="s",
-    ),
-    Definition("num_prompt_tokens", "Prompt tokens", "Tokens of the prompt, the chat template's included.", unit="tok"),
     Definition("num_output_tokens", "Generated tokens", "Tokens generated, an end mark included.", unit="tok"),
     Definition(
         "num_cached_tokens",
@@ -131,13 +105,6 @@ _ALL = (
         "KV blocks held",
         "The most KV blocks that the request held at one time, shared ones included. Samples and beams count together, "
         "and a block that several of them hold counts once.",
-        unit="blocks",
-    ),
-    Definition(
-        "kv_blocks_private",
-        "KV blocks without sharing",
-        "What the samples or beams of the request would have held at that moment with a KV cache each: every block "
-        "counts once for each of them that holds it.",
         unit="blocks",
     ),
     Definition(

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -22,10 +23,11 @@ from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.outputs import EngineStats
 from playground.errors import PlaygroundError
 from playground.telemetry.ceilings import MachineRates
-from playground.telemetry.frames import EngineFacts, Frame, LiveState
+from playground.telemetry.frames import Frame, LiveState
 from playground.telemetry.hub import TelemetryHub
 from playground.telemetry.pace import pause
 from playground.telemetry.roofline import ModelWork, model_work
+from playground.telemetry.rows import EngineFacts
 
 if TYPE_CHECKING:
     from playground.models.config import DecoderConfig
@@ -62,8 +64,7 @@ def facts_of(engine: FramedEngine, rates: MachineRates | None = None) -> EngineF
     """`rates` are those of the engine's device, where they have been measured."""
     stats, config = engine.stats(), engine.config
     num_blocks = stats.kv_blocks_total
-    work = work_of(engine)
-    return EngineFacts(
+    facts = EngineFacts(
         model=config.model or "",
         num_blocks=num_blocks,
         block_size=stats.kv_block_size,
@@ -74,9 +75,14 @@ def facts_of(engine: FramedEngine, rates: MachineRates | None = None) -> EngineF
         speculation=config.speculation.method if config.speculation is not None else None,
         draft_tree=config.speculation is not None and config.speculation.tree_width > 1,
         draft_kv_bytes_per_token=_draft_kv_bytes(config) if num_blocks else 0,
-        work=work,
-        ceilings=None if rates is None or work is None else rates.ceilings(work.weights_bytes),
+        work=work_of(engine),
     )
+    return facts if rates is None else with_rates(facts, rates)
+
+
+def with_rates(facts: EngineFacts, rates: MachineRates) -> EngineFacts:
+    """The facts with what was measured on the engine's device."""
+    return facts if facts.work is None else replace(facts, ceilings=rates.ceilings(facts.work.weights_bytes))
 
 
 def work_of(engine: FramedEngine) -> ModelWork | None:

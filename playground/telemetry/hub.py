@@ -1,11 +1,9 @@
 """`TelemetryHub`: one thread that drains the engine's events some 20 times a second and hands them on.
 
-Keeps the recent steps, the rolling rates and the headline figures; consumers subscribe to the hub, each with a bounded
-queue of its own. Never touches the engine's locks beyond `stats()`, and can never slow it: what is late is dropped and
-counted.
+Keeps the recent steps, who waits, and the latest readings of memory and GPU; consumers subscribe to the hub, each with
+a bounded queue of its own. Never touches the engine's locks and can never slow it: what is late is dropped and counted.
 """
 
-import logging
 import threading
 import time
 from collections import deque
@@ -13,11 +11,8 @@ from types import TracebackType
 from typing import Protocol
 
 from playground.engine.events import Event, EventStream, RequestEvent, StepEvent, Subscription
-from playground.engine.outputs import EngineStats
 from playground.telemetry.gpu import GpuSample, GpuSampler
-from playground.telemetry.memory import MemoryReading, MemorySample, MemorySampler
-from playground.telemetry.rates import FirstTokenTimes, RollingRates
-from playground.telemetry.snapshot import HeadlineFrame
+from playground.telemetry.memory import MemorySample, MemorySampler
 
 DRAIN_SECONDS = 0.05
 IDLE_WAIT_SECONDS = 0.25
@@ -26,16 +21,12 @@ MEMORY_SECONDS = 0.5
 RECENT_STEPS = 4096
 CONSUMER_EVENTS = 65_536
 
-logger = logging.getLogger(__name__)
-
 
 class WatchedEngine(Protocol):
     """All that the hub needs of an engine."""
 
     @property
     def events(self) -> EventStream: ...
-
-    def stats(self) -> EngineStats: ...
 
 
 class TelemetryHub:
@@ -45,13 +36,10 @@ class TelemetryHub:
         self._engine = engine
         self._device = device
         self._lock = threading.Lock()
+        self._handing = threading.Lock()  # whoever hands events on does so in order
         self._steps: deque[StepEvent] = deque(maxlen=recent_steps)
-        self._rates = RollingRates()
-        self._first_tokens = FirstTokenTimes()
         self._waiting: set[int] = set()
-        self._last_stats = EngineStats()
-        self._reading = MemoryReading("process")
-        self._read_at_ns = 0
+        self._memory = MemorySample(0, "process")
         self._gpu: GpuSample | None = None
         self._out = EventStream()
         self._source: Subscription | None = None
@@ -96,6 +84,12 @@ class TelemetryHub:
     def unsubscribe(self, subscription: Subscription) -> None:
         self._out.unsubscribe(subscription)
 
+    def hand_on(self) -> None:
+        """Hand on now what the engine has told until now, which the hub's thread would a moment later."""
+        with self._handing:
+            if self._source is not None:
+                self._take(self._source.drain())
+
     def recent_steps(self, limit: int | None = None) -> list[StepEvent]:
         """The latest steps, oldest first."""
         with self._lock:
@@ -112,8 +106,7 @@ class TelemetryHub:
     def memory(self) -> MemorySample:
         """The latest reading of the memory."""
         with self._lock:
-            reading, time_ns = self._reading, self._read_at_ns
-        return MemorySample(time_ns, reading.source, reading.used_bytes, reading.total_bytes, reading.reserved_bytes)
+            return self._memory
 
     def gpu(self) -> GpuSample | None:
         """The latest reading of the GPU; None without one, or without NVML."""
@@ -125,55 +118,20 @@ class TelemetryHub:
         """Events that the engine emitted and the hub was too slow to take."""
         return 0 if self._source is None else self._source.num_dropped
 
-    def frame(self) -> HeadlineFrame:
-        """The headline figures now."""
-        stats = self._stats()
-        with self._lock:
-            generated, prompt = self._rates.read(time.perf_counter_ns())
-            first_token = self._first_tokens.latest_seconds
-            memory = self._reading
-        paged = (
-            stats.kv_blocks_total > 0
-        )  # without a KV cache there are no blocks, which is not the same as none in use
-        return HeadlineFrame(
-            kv_blocks_in_use=stats.kv_blocks_in_use if paged else None,
-            kv_blocks_cached=stats.kv_blocks_cached if paged else None,
-            kv_blocks_empty=stats.kv_blocks_empty if paged else None,
-            kv_blocks_total=stats.kv_blocks_total if paged else None,
-            kv_block_size=stats.kv_block_size if paged else None,
-            num_running=stats.num_running,
-            num_waiting=stats.num_waiting,
-            generated_tokens_per_second=generated,
-            prompt_tokens_per_second=prompt,
-            time_to_first_token=first_token,
-            acceptance_rate=stats.acceptance_rate,
-            memory_used_bytes=memory.used_bytes,
-            memory_total_bytes=memory.total_bytes,
-            memory_source=memory.source,
-            num_events_dropped=self.num_events_dropped,
-        )
-
-    def _stats(self) -> EngineStats:
-        try:
-            self._last_stats = self._engine.stats()
-        except Exception as error:  # an engine being closed: the last figures stand
-            logger.debug("The engine gave no figures: %s", error)
-        return self._last_stats
-
     def _run(self, source: Subscription) -> None:
         memory, gpu = MemorySampler(self._device), GpuSampler(self._device)
         next_memory = 0.0
         while not self._stopping.is_set():
             if source.wait(IDLE_WAIT_SECONDS):
                 self._stopping.wait(DRAIN_SECONDS)  # let events gather: one lock for many
-                self._take(source.drain())
+                self.hand_on()
             if time.monotonic() >= next_memory:
-                reading, load = memory.sample(), gpu.sample()
+                used, load = memory.sample(), gpu.sample()
                 with self._lock:
-                    self._reading, self._read_at_ns, self._gpu = reading, time.perf_counter_ns(), load
+                    self._memory, self._gpu = used, load
                 next_memory = time.monotonic() + MEMORY_SECONDS
         self._engine.events.unsubscribe(source)
-        self._take(source.drain())
+        self.hand_on()
         memory.close()
         gpu.close()
 
@@ -182,9 +140,7 @@ class TelemetryHub:
             for event in events:
                 if isinstance(event, StepEvent):
                     self._steps.append(event)
-                    self._rates.add(event)
                 elif isinstance(event, RequestEvent):
-                    self._first_tokens.add(event)
                     if event.state in ("queued", "preempted"):
                         self._waiting.add(event.request_id)
                     else:

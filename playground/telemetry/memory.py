@@ -4,46 +4,32 @@ Never imports NVML or torch when it is imported, and never raises: what cannot b
 """
 
 import contextlib
-from dataclasses import dataclass
+import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import psutil
 
-from playground.telemetry.definitions import Definition, define
 from playground.telemetry.nvml import NvmlDevice, cuda_index
 
 MemorySource = Literal["process", "nvml", "torch"]
+_NO_CUDA = (ImportError, RuntimeError, AssertionError)
+"""What torch raises without a GPU, a driver or support for them."""
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryReading:
-    """Bytes used and available at most, from one source; None where it could not be read."""
+class MemorySample(NamedTuple):
+    """Bytes used and available at most, from one source, and when they were read, on the `perf_counter_ns` clock.
 
+    None where it could not be read.
+    """
+
+    time_ns: int
     source: MemorySource
     used_bytes: int | None = None
     total_bytes: int | None = None
     reserved_bytes: int | None = None
     """On a GPU: what this process took from the device for its tensors, in use or kept for later ones."""
-
-    @property
-    def definition(self) -> Definition:
-        return define(f"memory_{self.source}")
-
-    @property
-    def label(self) -> str:
-        return self.definition.label
-
-
-class MemorySample(NamedTuple):
-    """A reading and when it was made, on the `perf_counter_ns` clock: what is recorded beside the engine's events."""
-
-    time_ns: int
-    source: MemorySource
-    used_bytes: int | None
-    total_bytes: int | None
-    reserved_bytes: int | None = None
 
 
 class MemorySampler:
@@ -55,25 +41,13 @@ class MemorySampler:
         self._cuda_index = cuda_index(device)
         self._gpu = None if self._cuda_index is None else NvmlDevice.open(self._cuda_index)
 
-    def sample(self) -> MemoryReading:
+    def sample(self) -> MemorySample:
         """The best reading there is now."""
         if self._cuda_index is not None:
-            reading = self._from_nvml() or self._from_torch(self._cuda_index)
-            if reading is not None:
-                return reading
-        return self.process()
-
-    def process(self) -> MemoryReading:
-        """This process's resident memory, whatever the device."""
-        with contextlib.suppress(psutil.Error, OSError):
-            return MemoryReading("process", self._process.memory_info().rss, self._process_total)
-        return MemoryReading("process", None, self._process_total)
-
-    def unique_bytes(self) -> int | None:
-        """Memory that ending this process would free (USS). Reads every mapping: for reports, not for live figures."""
-        with contextlib.suppress(psutil.Error, OSError):
-            return int(self._process.memory_full_info().uss)
-        return None
+            sample = self._from_nvml() or self._from_torch(self._cuda_index)
+            if sample is not None:
+                return sample
+        return self._from_process()
 
     def close(self) -> None:
         """Let go of NVML."""
@@ -81,27 +55,34 @@ class MemorySampler:
             self._gpu.close()
         self._gpu = None
 
-    def _from_nvml(self) -> MemoryReading | None:
+    def _from_process(self) -> MemorySample:
+        """This process's resident memory, whatever the device."""
+        used = None
+        with contextlib.suppress(psutil.Error, OSError):
+            used = self._process.memory_info().rss
+        return MemorySample(time.perf_counter_ns(), "process", used, self._process_total)
+
+    def _from_nvml(self) -> MemorySample | None:
         memory = None if self._gpu is None else self._gpu.ask("nvmlDeviceGetMemoryInfo")
         if memory is None:
             return None
-        return MemoryReading("nvml", int(memory.used), int(memory.total), self._reserved())
+        return MemorySample(time.perf_counter_ns(), "nvml", int(memory.used), int(memory.total), self._reserved())
 
-    def _from_torch(self, index: int) -> MemoryReading | None:
+    def _from_torch(self, index: int) -> MemorySample | None:
         try:
             import torch
 
             free, total = torch.cuda.mem_get_info(index)
-        except Exception:
+        except _NO_CUDA:
             return None
-        return MemoryReading("torch", int(total - free), int(total), self._reserved())
+        return MemorySample(time.perf_counter_ns(), "torch", int(total - free), int(total), self._reserved())
 
     def _reserved(self) -> int | None:
         try:
             import torch
 
             return int(torch.cuda.memory_reserved(self._cuda_index))
-        except Exception:
+        except _NO_CUDA:
             return None
 
 

@@ -10,8 +10,11 @@ from typing import Literal, NamedTuple
 
 from playground.engine.events import BlockEvent, RequestEvent, StepEvent
 from playground.engine.kv_snapshot import KVSnapshot
-from playground.telemetry.frames import SAMPLES_PER_SECOND, EngineFacts, Frame, LiveEvent, LiveState
+from playground.telemetry.frames import SAMPLES_PER_SECOND, Frame, LiveEvent, LiveState
+from playground.telemetry.gpu import GpuSample
+from playground.telemetry.memory import MemorySample
 from playground.telemetry.rates import NS_PER_S
+from playground.telemetry.rows import EngineFacts
 
 MAX_FRAMES = 1200
 """A longer recording shows several steps at once."""
@@ -72,7 +75,10 @@ def shifted(event: LiveEvent, by_ns: int) -> LiveEvent:
 
 
 def excerpt(recording: Recording, request_ids: Iterable[int]) -> Recording:
-    """The part from the first to the last moment of these requests, with time 0 where the first of them came."""
+    """The part from the first to the last moment of these requests, with time 0 where the first of them came.
+
+    It begins with the latest readings of memory and GPU before.
+    """
     wanted = set(request_ids)
     own = [
         index
@@ -86,7 +92,8 @@ def excerpt(recording: Recording, request_ids: Iterable[int]) -> Recording:
     state.resync(recording.start)
     for event in recording.events[:first]:
         state.apply(event)
-    events = recording.events[first:last]
+    readings = {type(event): event for event in recording.events[:first] if isinstance(event, MemorySample | GpuSample)}
+    events = [*readings.values(), *recording.events[first:last]]
     # Time 0 is before all of them, because a state takes no news of blocks from before its beginning.
     start_ns = min(event.time_ns for event in events if isinstance(event, BlockEvent | RequestEvent)) - 1
     snapshot = replace(state.snapshot(0), time_ns=0)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
 
-from playground.telemetry.frames import PREFILL, RECOMPUTE, Frame, RequestRow, StepRow
+from playground.telemetry.frames import Frame
+from playground.telemetry.rows import PREFILL, RECOMPUTE, RequestRow, StepRow
 
 SpanKind = Literal["queued", "prefill", "decode", "recomputed", "preempted"]
 

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from playground.errors import ConfigError
+from playground.quantization.tensor_file import save_tensors
 from playground.training.model import ModelShape, TrainableLlama
 
 KEEP = 2
@@ -40,7 +41,7 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     weights = {name: p.detach().float().cpu().contiguous() for name, p in model.named_weights().items()}
-    save_file(weights, partial / "model.safetensors")
+    save_tensors(weights, partial / "model.safetensors")
     torch.save(optimizer.state_dict(), partial / "optimizer.pt")
     (partial / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
     shutil.rmtree(final, ignore_errors=True)

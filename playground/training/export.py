@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from playground.quantization.tensor_file import save_tensors
 from playground.training.model import TrainableLlama
 from playground.training.tokenizer import END_OF_TEXT, IM_END, PAD, save_tokenizer, token_id
 
@@ -56,5 +56,5 @@ def export_model(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     weights = {name: p.detach().to("cpu", dtype).contiguous() for name, p in model.named_weights().items()}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    save_tensors(weights, folder / "model.safetensors", {"format": "pt"})
     save_tokenizer(tokenizer, folder, shape.max_position_embeddings)

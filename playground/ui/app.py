@@ -76,7 +76,9 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
         context = PageContext(demo, host, store, recorder, [], on_close, on_leave=[], sources=[])
         names = [{"name": page.name, "title": page.title} for page in PAGES]
         with gr.Column(elem_id="page"):
-            surface("mountTopbar", "topbar", config={"name": PAGE_NAME, "pages": names})
+            # A lent GPU is spent by nobody who only looks: what opens there is what was recorded.
+            home = "requests" if on_zero_gpu() else PAGES[0].name
+            surface("mountTopbar", "topbar", config={"name": PAGE_NAME, "pages": names, "home": home})
             for page in PAGES:
                 with gr.Column(elem_id=f"page-{page.name}", elem_classes="page"):
                     page.build(context)
@@ -91,7 +93,7 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
 
 def _recorder(host: EngineHost, store: SessionStore, on_close: ExitStack) -> RunRecorder:
     """Records every engine of the host, from before its first request."""
-    recorder = RunRecorder(RunStore(store), describe, model_name)
+    recorder = RunRecorder(RunStore(store), describe, model_name, host.feed.rates_of)
 
     def arrives(serving: Serving) -> None:
         recorder.watch(serving.engine, serving.hub)

@@ -1,4 +1,4 @@
-"""What the chat page fetches beside its events: a reply's tokens when a view of them is shown, and a chat as a file."""
+"""What the chat page fetches beside its events: a reply's tokens, its recorded run, and a chat as a file."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from playground.errors import PlaygroundError
 from playground.sessions import SessionStore
+from playground.sessions.run_store import RunStore
 from playground.telemetry.token_trace import unpack
 from playground.ui.exporting import chat_json, chat_markdown, file_name
 
@@ -19,6 +20,7 @@ HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 def chat_routes(store: SessionStore) -> list[Route]:
     """Routes for `launch(app_kwargs={"routes": ...})`."""
+    runs = RunStore(store)
 
     async def tokens(request: Request) -> Response:
         message_id = int(request.path_params["message_id"])
@@ -28,7 +30,12 @@ def chat_routes(store: SessionStore) -> list[Route]:
         chat_id, suffix = int(request.path_params["chat_id"]), str(request.path_params["suffix"])
         return await _answer(lambda: _export(store, chat_id, suffix))
 
+    async def run(request: Request) -> Response:
+        message_id = int(request.path_params["message_id"])
+        return await _answer(lambda: _run(runs, message_id))
+
     return [
+        Route("/chats/run/{message_id:int}", run),
         Route("/chats/tokens/{message_id:int}", tokens),
         Route("/chats/{chat_id:int}/export.{suffix}", export),
     ]
@@ -47,6 +54,11 @@ def _tokens(store: SessionStore, message_id: int) -> Response:
     if message is None:
         return PlainTextResponse("There is no such message.", 404, HEADERS)
     return JSONResponse(unpack(message.run.metrics.get("tokens")) if message.run is not None else [], headers=HEADERS)
+
+
+def _run(runs: RunStore, message_id: int) -> Response:
+    """The id of the recorded run that made a reply; null where there is none."""
+    return JSONResponse(runs.of_message(message_id) if message_id < 2**63 else None, headers=HEADERS)
 
 
 def _export(store: SessionStore, chat_id: int, suffix: str) -> Response:

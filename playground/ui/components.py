@@ -16,6 +16,7 @@ STATIC = Path(__file__).parent / "static"
 SHARED_SCRIPTS = (
     "core/core.js",
     "core/format.js",
+    "core/theme.js",
     "core/pages.js",
     "core/canvas.js",
     "core/form.js",

@@ -58,7 +58,11 @@ GROUPS: tuple[tuple[str, dict[str, _Text]], ...] = (
             "load_format": _Text("File format", "How the weights are stored; dummy makes random ones of that shape."),
             "device": _Text("Device", "Where the model runs; auto takes a GPU where there is one."),
             "dtype": _Text("Number type", "Type of the weights and of the arithmetic; auto is the checkpoint's own."),
-            "quantization": _Text("Quantization", "Weights in fewer bits, made while they are loaded."),
+            "quantization": _Text(
+                "Quantization",
+                "Weights in fewer bits, made while they are loaded. On a CPU int8 and int4 are also quick ones; nf4, "
+                "fp8 and int2 are written out for every product, several times slower than bfloat16.",
+            ),
             "seed": _Text("Seed", "Where random numbers start, for requests that bring no seed of their own."),
         },
     ),
@@ -70,6 +74,11 @@ GROUPS: tuple[tuple[str, dict[str, _Text]], ...] = (
             "quantization.group_size": _Text("Group size", "Inputs that share one scale; -1 is one a row.", _CUSTOM),
             "quantization.symmetric": _Text("Symmetric", "As wide below zero as above: no zero points.", _CUSTOM),
             "quantization.head": _Text("Output head", "The matrix that scores every token of the vocabulary.", _CUSTOM),
+            "quantization.scale_search": _Text(
+                "Searched scales",
+                "Scales that round a group with least error, not from its range.",
+                ("quantization.method", ("rtn", "gptq")),
+            ),
             "quantization.double_quant": _Text(
                 "Quantized scales", "nf4: the scales are rounded to 8 bits too.", ("quantization.method", ("nf4",))
             ),

@@ -50,6 +50,8 @@ class ServeOptions:
     db: str = str(DEFAULT_DB)
     prefix_cache_dir: str | None = None
     quantization: str | None = None
+    draft_tokens: str | None = None
+    """How many drafts at once, or "auto", which None is: as many as pay, and none where they do not."""
 
     def engine_config(self) -> EngineConfig:
         return EngineConfig(
@@ -64,8 +66,12 @@ class ServeOptions:
 
     def _speculation(self) -> SpeculationConfig | None:
         if self.speculation is None:
+            if self.draft_tokens is not None:
+                raise ConfigError("--draft-tokens needs --speculation: say how to draft, for example draft or ngram.")
             return None
-        return SpeculationConfig(method=self.speculation, num_tokens="auto")  # type: ignore[arg-type]
+        given = self.draft_tokens or "auto"
+        tokens = int(given) if given.isdecimal() else given
+        return SpeculationConfig(method=self.speculation, num_tokens=tokens)  # type: ignore[arg-type]
 
 
 def resolve_host(given: str | None) -> str:
@@ -198,6 +204,9 @@ Speculation = Annotated[
         metavar="METHOD", help="Draft tokens by draft, ngram, layer_skip, suffix or eagle.", show_default=False
     ),
 ]
+DraftTokens = Annotated[
+    str | None, typer.Option(metavar="K", help="Drafts at once with --speculation, or auto.", show_default="auto")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float64, float32, bfloat16 or float16.")]
 Share = Annotated[bool, typer.Option("--share", help="Ask gradio.live for a public address.")]
@@ -225,14 +234,16 @@ def command(
     db: Database = str(DEFAULT_DB),
     prefix_cache_dir: PrefixCacheDir = None,
     quantization: Quantization = None,
+    draft_tokens: DraftTokens = None,
 ) -> None:
     """Serve the chat page.
 
     Example: python app.py --port 7861 --model ./my-model --device cpu
     """
     options = ServeOptions(
-        host, port, model, draft_model, speculation, device, dtype, share, db, prefix_cache_dir, quantization
-    )
+        host, port, model, draft_model, speculation, device, dtype, share, db, prefix_cache_dir, quantization,
+        draft_tokens,
+    )  # fmt: skip
     code = serve(options)
     if code == 0:
         # Everything is stored and closed; taking the interpreter apart would only keep whoever waits for the end:

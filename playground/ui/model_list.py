@@ -120,7 +120,7 @@ def _cached() -> list[KnownModel]:
         cache = scan_cache_dir()
     except CacheNotFound:
         return []
-    except Exception as error:  # a cache that is broken somewhere is no reason to show nothing else
+    except (OSError, ValueError) as error:  # a cache that is broken somewhere is no reason to show nothing else
         logger.warning("the hub's cache cannot be read: %s", error)
         return []
     found = []

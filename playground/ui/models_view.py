@@ -8,6 +8,7 @@ from typing import Any
 
 from playground.errors import PlaygroundError
 from playground.models.hub import NotDownloaded
+from playground.quantization.crossover import Crossover, known_crossovers
 from playground.quantization.formats import QuantizedFormat
 from playground.telemetry.format import (
     NOTHING,
@@ -43,7 +44,7 @@ def loaded(serving: Serving) -> View:
         ("Architecture", f"{model.family.model_type}, {model.num_layers} layers", _heads(model)),
         ("Parameters", parameter_count(model.num_parameters), f"{model.num_parameters:,} weights."),
         ("Number type", config.dtype, "Type of the weights that are not quantized, and of the arithmetic."),
-        ("Quantization", _quantization(serving), "How the matrices of the layers are stored."),
+        ("Quantization", _quantization(serving), _quantization_tip(known_crossovers())),
         ("Speculation", _speculation(serving), config.draft_model or "No draft model."),
         ("KV cache", _cache(serving), "Layout, number type, and tokens in a block."),
         ("Longest sequence", f"{format_count(config.max_model_len)} tokens", "Prompt and reply together."),
@@ -169,6 +170,13 @@ def _quantization(serving: Serving) -> str:
     if how is None or isinstance(how, str):
         return "none"
     return f"{how.method}, {how.bits} bits, {'rows' if how.group_size == -1 else f'groups of {how.group_size}'}"
+
+
+def _quantization_tip(measured: Sequence[Crossover]) -> str:
+    """With what this process has measured of packed products: nothing before a quantized layer has run."""
+    found = "; ".join(f"{one.layout} {one.outputs} x {one.inputs}: {one.rows} rows" for one in measured)
+    tip = "How the matrices of the layers are stored."
+    return f"{tip} The packed product is the faster one here up to (measured): {found}." if found else tip
 
 
 def _speculation(serving: Serving) -> str:

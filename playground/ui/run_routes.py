@@ -164,6 +164,7 @@ def _query(request: Request) -> RunQuery:
         search=asked.get("search", "")[:200],
         finish=asked.get("finish", ""),
         config_id=asked.get("config", ""),
+        origin=asked.get("origin", ""),
         sort=asked.get("sort", "created_ms"),
         descending=asked.get("order", "down") != "up",
         limit=PAGE_ROWS,

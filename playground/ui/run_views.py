@@ -16,14 +16,18 @@ from playground.telemetry.waterfall import waterfall
 
 PROMPT_SHOWN = 160
 ENDS = {"stop": "stopped by itself", "length": "length", "abort": "stopped", "error": "error"}
-ORIGINS = {"here": "this playground", "imported": "an imported file", "tour": "a guided tour"}
+ORIGINS = {
+    "here": "this playground",
+    "comparison": "a comparison",
+    "imported": "an imported file",
+    "tour": "a guided tour",
+}
 QUANTITIES = (
     ("Time to first token", "time_to_first_token"),
     ("Time per output token", "time_per_output_token"),
     ("Between tokens", "inter_token_latency"),
     ("Whole request", "e2e_latency"),
 )
-BETWEEN = "Inter-token latency (ITL), measured: between one step that gave a request tokens and its next one."
 
 
 def row(info: RequestInfo) -> dict[str, Any]:
@@ -62,8 +66,7 @@ def percentiles(latencies: Latencies) -> list[dict[str, Any]]:
         found = distribution(getattr(latencies, name))
         cells = [{"ms": _ms(found.percentiles[share]), "doubt": found.doubtful(share)} for share in SHARES]
         cells.append({"ms": _ms(found.largest), "doubt": None})
-        tip = BETWEEN if name == "inter_token_latency" else define(name).hover
-        table.append({"label": label, "tip": tip, "cells": cells, "n": found.n})
+        table.append({"label": label, "tip": define(name).hover, "cells": cells, "n": found.n})
     return table
 
 
@@ -116,8 +119,10 @@ def _tokens(run: RecordedRun, request: int, frames: Sequence[dict[str, Any]]) ->
     for frame in frames:
         for step in frame["steps"]:
             ends[step.step] = frame["t"]
-    own = [token for token in run.recording.tokens if token.request == request and token.step in ends]
-    return [[ends[one.step], one.text, one.origin, one.logprob, one.step] for one in own]
+    own = [token for token in run.recording.tokens if token.request == request]
+    told = [[ends[one.step], one.text, one.origin, one.logprob, one.step] for one in own if one.step in ends]
+    begun = bool(told) and own[0].step not in ends  # before the recording's part that is this run's
+    return [[0.0, "… ", "target", None, told[0][4]], *told] if begun else told
 
 
 def _label(run: RecordedRun) -> dict[str, Any]:

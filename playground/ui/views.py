@@ -13,7 +13,7 @@ from playground.sessions import ChatInfo, MessageInfo, RunInfo
 from playground.ui.frames import TOKENS_FULL_EVERY, ReplyFrames
 from playground.ui.runs import ChatRun, Progress
 from playground.ui.turns import can_continue
-from playground.ui.wording import context_tokens, phase, reply_figures
+from playground.ui.wording import context_tokens, phase, plural, reply_figures
 
 View = dict[str, Any]
 
@@ -131,5 +131,13 @@ class LiveFrames:
 
 
 def chat_list(chats: Sequence[ChatInfo], query: str = "", error: str | None = None) -> View:
-    sessions = [{"id": chat.id, "title": chat.title, "updated_ms": chat.updated_ms} for chat in chats]
+    sessions = [
+        {
+            "id": chat.id,
+            "title": chat.title,
+            "updated_ms": chat.updated_ms,
+            "detail": "" if chat.num_tokens is None else plural(chat.num_tokens, "token"),
+        }
+        for chat in chats
+    ]
     return {"rev": next(_revisions), "query": query, "sessions": sessions, "error": error}

@@ -84,7 +84,7 @@ def reply_figures(metrics: Mapping[str, Any], *, ended: bool = True) -> list[Fig
     per_token_text = define("time_per_output_token")
     rate_tip = f"Tokens per second of this reply: 1 / the {_low(per_token_text.label)}. {per_token_text.text}"
     figures: list[tuple[Any, str, str]] = [
-        (tokens, _plural(tokens, "token"), define("num_output_tokens").hover),
+        (tokens, plural(tokens, "token"), define("num_output_tokens").hover),
         _figure("time_to_first_token", metrics, lambda value: f"first token {format_seconds(value)}"),
         (per_token, str(format_rate(1 / per_token if per_token else None)), rate_tip),
     ]
@@ -94,7 +94,7 @@ def reply_figures(metrics: Mapping[str, Any], *, ended: bool = True) -> list[Fig
         figures.append((drafts, f"accepted {share} (n = {format_count(drafts)})", tip))
     figures += [
         _figure("num_cached_tokens", metrics, lambda value: f"cached {format_count(value)}"),
-        _figure("kv_blocks_peak", metrics, lambda value: _plural(value, "block")),
+        _figure("kv_blocks_peak", metrics, lambda value: plural(value, "block")),
     ]
     shown = [(text, tip) for value, text, tip in figures if ended or value is not None]
     speculation = metrics.get("speculation")
@@ -132,7 +132,7 @@ def metrics_dict(metrics: RequestMetrics) -> dict[str, Any]:
     return dataclasses.asdict(metrics)
 
 
-def _plural(count: Any, noun: str) -> str:
+def plural(count: Any, noun: str) -> str:
     if not isinstance(count, int):
         return f"{MISSING} {noun}s"
     return f"{format_count(count)} {noun}{'' if count == 1 else 's'}"

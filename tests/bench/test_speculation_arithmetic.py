@@ -12,9 +12,10 @@ from playground.bench.speculation.figures import Pass, agreement, figures, mean_
 from playground.bench.speculation.plan import ADAPTIVE_FACTOR, Choice, make_plan
 from playground.bench.speculation.published import published
 from playground.bench.speculation.reaches import case_name, reaches
-from playground.bench.speculation.runner import histogram, read_batch
+from playground.bench.speculation.runner import read_batch
 from playground.bench.speculation.workloads import questions
 from playground.bench.stats import decode_span
+from playground.bench.steps import histogram
 from playground.engine.events import ScheduledSlice, StepEvent
 from playground.errors import ConfigError
 

@@ -60,6 +60,7 @@ def test_an_interruption_says_how_to_go_on(tiny_model: Path, tmp_path: Path, mon
         (["--method", "magic"], "--method 'magic' is not known: use one of rtn, gptq, awq, nf4"),
         (["--method", "gptq", "--bits", "5"], "bits=5 is not allowed: give 2, 3, 4 or 8."),
         (["--method", "rtn", "--act-order"], "act_order is for method 'gptq'"),
+        (["--method", "awq", "--scale-search"], "scale_search=True is for methods 'rtn' and 'gptq', not 'awq'"),
         (["--method", "awq", "--bits", "4", "--group-size", "7"], "group_size=7 does not divide the 32 inputs"),
         (["--method", "gptq", "--calibration", "/nowhere.txt"], "/nowhere.txt cannot be read"),
         (["--method", "fp8"], "method 'fp8' has no file to be written to"),
@@ -77,7 +78,8 @@ def test_a_mistake_gets_one_line(arguments: list[str], sentence: str, tiny_model
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"method": "gptq"}, {"method": "gptq", "bits": 4, "symmetric": True}),
+        ({"method": "gptq"}, {"method": "gptq", "bits": 4, "symmetric": True, "scale_search": True}),
+        ({"method": "gptq", "scale_search": False}, {"method": "gptq", "bits": 4, "scale_search": False}),
         ({"method": "awq", "bits": 3}, {"method": "awq", "bits": 3, "symmetric": False}),
         ({"method": "rtn"}, {"method": "rtn", "bits": 8}),
         ({"method": "nf4"}, {"method": "nf4"}),

@@ -27,6 +27,7 @@ def matrix(outputs: int, inputs: int, seed: int, dtype: torch.dtype = torch.floa
 
 
 def config(bits: int, group_size: int, symmetric: bool = False, **more: object) -> QuantizationConfig:
+    more = {"scale_search": False, **more}
     return QuantizationConfig(method="gptq", bits=bits, group_size=group_size, symmetric=symmetric, **more)  # type: ignore[arg-type]
 
 
@@ -37,7 +38,8 @@ def rounded(column: Tensor, scale: Tensor, zero: Tensor | None, bits: int) -> Te
 
 def nearest(weight: Tensor, options: QuantizationConfig, scale_dtype: torch.dtype = torch.float16) -> Tensor:
     bits, group_size, symmetric = options.bits, options.group_size, options.symmetric
-    rounded = round_to_nearest(weight, bits, group_size, symmetric=symmetric, scale_dtype=scale_dtype)
+    search = options.scale_search
+    rounded = round_to_nearest(weight, bits, group_size, symmetric=symmetric, scale_dtype=scale_dtype, search=search)
     return rounded.dequantize(weight.dtype)
 
 
@@ -104,14 +106,16 @@ def test_groups_that_end_inside_a_block_of_columns_see_the_corrected_weights() -
     group_size=st.sampled_from([16, 32, 128, -1]),
     symmetric=st.booleans(),
     order=st.sampled_from(["none", "dynamic", "static"]),
+    search=st.booleans(),
 )
 @settings(max_examples=30)
 def test_no_row_is_worse_than_rounded_to_nearest(
-    seed: int, bits: int, group_size: int, symmetric: bool, order: str
+    seed: int, bits: int, group_size: int, symmetric: bool, order: str, search: bool
 ) -> None:
     k = 128
     weight, hessian = matrix(32, k, seed), moment(k, 1000, seed + 1)
-    options = config(bits, group_size, symmetric, act_order=order != "none", static_groups=order == "static")
+    options = config(bits, group_size, symmetric, act_order=order != "none", static_groups=order == "static",
+                     scale_search=search)  # fmt: skip
     ours = gptq(weight, hessian, options)
     assert int(ours.codes.max()) < 2**bits
     assert (ours.group_index is not None) == (order == "dynamic" and group_size not in (-1, k))
@@ -124,6 +128,13 @@ def test_no_row_is_worse_than_rounded_to_nearest(
     for row in range(len(weight)):  # each for itself, and well below in all where there are codes enough
         assert output_error(off[row], hessian) <= 1.0001 * output_error(off_rounded[row], hessian)
     assert output_error(off, hessian) < (0.99 if bits == 2 else 0.75) * output_error(off_rounded, hessian)
+
+
+def test_searched_scales_make_two_bits_better() -> None:
+    weight, hessian = matrix(48, 128, 5), moment(128, 1000, 6)
+    found, plain = (gptq(weight, hessian, config(2, 32, scale_search=search)) for search in (True, False))
+    losses = [float(output_error(each.dequantize() - weight, hessian)) for each in (found, plain)]
+    assert losses[0] < 0.8 * losses[1]
 
 
 def test_activation_order_tells_the_group_of_each_column() -> None:

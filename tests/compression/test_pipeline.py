@@ -277,18 +277,18 @@ def test_a_full_disk_leaves_what_was_done_and_nothing_half_written(
 ) -> None:
     before = contents(wide)
     whole = compress(wide, options("rtn"), tmp_path / "whole").output
-    save = writer.save_file
+    save = writer.save_tensors
     calls = []
 
-    def full(tensors: dict[str, Tensor], path: Path, **more: Any) -> None:
+    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
         calls.append(path)
         if len(calls) == 3:
             Path(path).write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(tensors, path, **more)
+        save(tensors, path, metadata)
 
-    monkeypatch.setattr(writer, "save_file", full)
-    with pytest.raises(ConfigError, match="is full") as refused:
+    monkeypatch.setattr(writer, "save_tensors", full)
+    with pytest.raises(ConfigError, match=r"is full.*--resume") as refused:
         compress(wide, options("rtn"), tmp_path / "small")
     assert "\n" not in str(refused.value)
     left = sorted(path.name for path in (tmp_path / "small.partial").iterdir())

@@ -83,6 +83,19 @@ def test_rounds_go_part_of_the_way_each_and_share_the_healing(
     assert len(done.removed_layers) == len(set(done.removed_layers)) == (2 if method == "prune-layers" else 0)
 
 
+def test_layers_that_are_given_are_not_searched_for(
+    tmp_path: Path, calibration: Calibration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run("prune-layers", tmp_path / "found", calibration)
+    monkeypatch.setattr(module, "choose_layers", None)
+    given = run("prune-layers", tmp_path / "given", calibration, layers=tuple(found.removed_layers))
+    assert given.removed_layers == found.removed_layers and given.parameters == found.parameters
+    with pytest.raises(ConfigError, match="cannot be removed: give some of 0 to 2"):
+        run("prune-layers", tmp_path / "wrong", calibration, layers=(3,))
+    with pytest.raises(ConfigError, match="in one round"):
+        Pruning("prune-heads", layers=(1,))
+
+
 def test_removed_layers_are_named_by_their_numbers_in_the_original(tmp_path: Path, calibration: Calibration) -> None:
     done = run("prune-layers", tmp_path, calibration, target=Target(0.6), rounds=2, layers_by="influence")
     (kept,) = {0, 1, 2} - set(done.removed_layers)

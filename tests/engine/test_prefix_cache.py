@@ -433,7 +433,7 @@ def test_what_a_failed_request_read_is_forgotten_in_every_tier(make_engine, expe
     tokens(engine)
     engine.generate("a", GREEDY)  # the last evictions are carried out before it runs
     memory = engine._core.executor.host_memory
-    for slot in range(len(engine._scheduler.tables.tier)):
+    for slot in range(len(engine._core.scheduler.tables.tier)):
         memory.slot(slot).fill_(math.nan)
     assert "NaN" in engine.generate(PROMPTS[0], GREEDY)[0].error
     again = engine.generate(PROMPTS[0], GREEDY)[0]

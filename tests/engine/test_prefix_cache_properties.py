@@ -57,7 +57,7 @@ caches = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=300)
 @given(workloads(), caches, st.integers(1, 24), st.integers(1, 6))
 def test_every_rule_holds_with_pins_limits_and_host_memory(workload, cache, budget, max_num_seqs):
     arrivals, pins = workload

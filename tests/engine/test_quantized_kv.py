@@ -130,7 +130,7 @@ def test_what_a_failed_request_read_is_forgotten(make_engine, alone, dtype):
     engine.generate("a", GREEDY)  # the last evictions are carried out before it runs
     memory = engine._core.executor.host_memory
     assert memory.dtype == torch.int8 and memory.block_bytes == engine._core.executor.kv_cache.block_bytes
-    for slot in range(len(engine._scheduler.tables.tier)):
+    for slot in range(len(engine._core.scheduler.tables.tier)):
         memory.slot(slot).fill_(-1)  # scales that are NaN
     assert "NaN" in engine.generate(PROMPTS[0], GREEDY)[0].error
     again = engine.generate(PROMPTS[0], GREEDY)[0]

@@ -46,13 +46,13 @@ pools = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=1500, deadline=None)
 @given(arrival_lists(), pools, st.integers(1, 24), st.integers(1, 6))
 def test_every_rule_holds_with_chunked_prefill_and_continuous_batching(arrivals, pool, budget, max_num_seqs):
     Simulation(SchedulerConfig(max_num_seqs, budget), **pool).run(arrivals)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(arrival_lists(widths=[1, 2, 3, 3]), pools, st.integers(0, 2), st.integers(2, 24), st.integers(3, 20))
 def test_every_rule_holds_for_beams_in_a_pool_that_is_barely_large_enough(arrivals, pool, spare, budget, max_num_seqs):
     arrivals = [arrival.growing() for arrival in arrivals * 2]
@@ -62,7 +62,7 @@ def test_every_rule_holds_for_beams_in_a_pool_that_is_barely_large_enough(arriva
     simulation.run(arrivals)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(arrival_lists(), pools, st.integers(1, 6))
 def test_every_rule_holds_with_whole_prompt_prefill(arrivals, pool, max_num_seqs):
     longest = 14 + 4 + 10
@@ -70,7 +70,7 @@ def test_every_rule_holds_with_whole_prompt_prefill(arrivals, pool, max_num_seqs
     Simulation(config, **pool).run(arrivals)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(arrival_lists(), pools, st.integers(1, 24), st.integers(1, 6))
 def test_every_rule_holds_with_static_batching(arrivals, pool, budget, max_num_seqs):
     Simulation(SchedulerConfig(max_num_seqs, budget, static_batching=True), **pool).run(arrivals)
@@ -199,7 +199,7 @@ def test_a_search_may_lose_its_blocks_after_any_step(window, prefix_caching, mon
 
     def watched(self, request, hit):
         apart.append(request is not request.unit[0])
-        return take(self, request, hit)
+        take(self, request, hit)
 
     monkeypatch.setattr(BlockTables, "take", watched)
     for prompt, budget, when in itertools.product(([0, 1, 2, 0, 1], [1, 0, 0, 2, 1, 1]), (1, 2, 3, 16), range(1, 30)):

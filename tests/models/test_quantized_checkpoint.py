@@ -171,9 +171,12 @@ def test_what_compressed_tensors_wrote_is_read(case: str, symmetric: bool, tmp_p
         source = check_names(DecoderConfig.from_folder(tmp_path / "model"), files)
         for name, wanted in weights.items():
             source.read(name, lambda found, wanted=wanted: torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0))
-    error = apart(ours(tmp_path / "model"), logits_of(weights, TOKENS))
-    if case.startswith("int") and symmetric:  # W8A8: inputs are rounded too, as the file says
+    logits = ours(tmp_path / "model")
+    error = apart(logits, logits_of(weights, TOKENS))
+    if case.startswith("int") and symmetric:  # W8A8: inputs are rounded too, as the file says and transformers does
         assert 1e-3 < error < 0.06
+        # Every layer alone is the library's to the last bit, but a token's largest value is a tie between two codes.
+        assert apart(logits, theirs(tmp_path / "model")) < 0.02
     else:
         assert error < 1e-5
 

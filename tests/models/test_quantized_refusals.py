@@ -239,6 +239,7 @@ ENTRIES: list[tuple[Any, str]] = [
     (compressed(group__output_activations={"num_bits": 8}), "output_activations"),
     (compressed(group__input_activations={"num_bits": 8, "dynamic": False}), "static activation scales"),
     (compressed(group__input_activations={"num_bits": 4, "dynamic": True}), "num_bits=4"),
+    (compressed(group__input_activations={"num_bits": 8, "dynamic": True, "symmetric": False}), "symmetric=False"),
 ]
 
 

@@ -23,15 +23,19 @@ CPU = torch.device("cpu")
 def error(y: Tensor, x: Tensor, weight: QuantizedWeight, extra: Tensor | float = 0.0) -> float:
     """The largest difference from the exact sum, as a share of it and the root of the sum of squares of its terms.
 
-    A weight of codes * scale - offset is two terms: scales and offsets are rounded apart, and what is left of their
-    difference may be much smaller than both.
+    A weight of codes * scale - offset is two terms, and one of (codes - zero) * scale with a fraction for a zero too:
+    both are rounded apart, and what is left of their difference may be much smaller than both.
     """
     exact = weight.dequantize(torch.float64)
     sums = x.double() @ exact.t()
     squares = exact.square()
-    if weight.offsets is not None:
-        offsets = exact - replace(weight, offsets=torch.zeros_like(weight.offsets)).dequantize(torch.float64)
-        squares = (exact - offsets).square() + offsets.square()
+    parts = {"offsets": weight.offsets, "zeros": weight.zeros}
+    apart = {
+        name: torch.zeros_like(part) for name, part in parts.items() if part is not None and part.is_floating_point()
+    }
+    if apart:
+        shift = exact - replace(weight, **apart).dequantize(torch.float64)
+        squares = (exact - shift).square() + shift.square()
     terms = (x.double().square() @ squares.t()).sqrt() + sums.abs() + torch.as_tensor(extra).abs() + 1e-30
     return float(((y.double() - sums - extra).abs() / terms).max())
 
@@ -181,13 +185,30 @@ def test_int8_activations_are_the_integer_product_of_rounded_tokens(dtype: torch
     x = torch.randn(rows, 72, generator=generator).to(dtype)
     x[0] *= 1000  # every token has a scale of its own
     x[-1, 3] = 0
-    codes = [[round(float(v) * 127 / float(row.abs().max())) for v in row] for row in x.double()]
-    scales = x.double().abs().amax(-1, keepdim=True) / 127
-    expected = torch.tensor(codes).double() * scales @ weight.dequantize(torch.float64).t()
+    wide = x if dtype == torch.float64 else x.float()  # the largest value is a tie, which the last bit decides
+    scales = wide.abs().amax(-1, keepdim=True) / 127.5
+    codes = (wide / scales).round().clamp(-128, 127)
+    expected = codes.double() * scales @ weight.dequantize(torch.float64).t()
     off_by_one = scales * weight.dequantize(torch.float64).abs().amax() + expected.abs() * TOLERANCE[dtype]
     assert ((linear(x).double() - expected).abs() <= off_by_one).all()
     assert float((linear(x).double() - expected).abs().mean() / expected.abs().mean()) < TOLERANCE[dtype]
     assert torch.isfinite(linear(torch.zeros(2, 72, dtype=dtype))).all()
+
+
+@pytest.mark.parametrize("rows", [1, 40])
+def test_int8_activations_are_those_of_compressed_tensors(rows: int) -> None:
+    pytest.importorskip("compressed_tensors", reason="the format's own library is not installed")
+    from compressed_tensors.quantization import QuantizationArgs, forward_quantize
+    from compressed_tensors.quantization.quant_config import QuantizationStatus
+
+    generator = torch.Generator().manual_seed(rows)
+    weight, x = int8_rows(torch.randn(48, 72, generator=generator)), torch.randn(rows, 72, generator=generator)
+    args = QuantizationArgs(num_bits=8, symmetric=True, strategy="token", dynamic=True)
+    module = torch.nn.Linear(72, 48)
+    module.quantization_status = QuantizationStatus.COMPRESSED  # type: ignore[assignment]
+    rounded = forward_quantize(module, x[None], "input", args)[0]
+    linear = QuantizedLinear(weight, None, dtype=torch.float32, device=CPU, int8_activations=True)
+    torch.testing.assert_close(linear(x), rounded @ weight.dequantize().t(), atol=1e-4, rtol=1e-5)
 
 
 def test_a_weight_that_int8_products_cannot_take_is_multiplied_as_it_is() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor
 from kernels.quant_pack import NF4_LEVELS
 from playground.config import QUANTIZATION_SHORT_NAMES, QuantizationConfig
 from playground.errors import ConfigError
-from playground.quantization.nf4 import DoubleQuantized, dynamic_map, quantize_nf4
+from playground.quantization.double_quantization import DoubleQuantized, dynamic_map
+from playground.quantization.nf4 import quantize_nf4
 from playground.quantization.rtn import fp8_rows, int8_rows, round_to_nearest
 from playground.quantization.schemes import quantize
 
@@ -61,6 +62,40 @@ def test_every_value_is_within_half_a_step_unless_it_is_clipped(bits: int) -> No
         step = got.scales.repeat_interleave(32, dim=1)
         allowed = 0.5 + 0.5 * (symmetric | (bits <= 3))  # the largest value of a symmetric group is clipped by half
         assert ((got.dequantize() - w).abs() <= allowed * step * 1.001).all()
+
+
+@given(st.sampled_from((2, 3, 4)), st.sampled_from((-1, 16, 32)), st.booleans(), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_searched_scales_lose_no_more_than_those_of_the_range(
+    bits: int, group_size: int, symmetric: bool, seed: int
+) -> None:
+    w = matrix(5, 32, seed)
+    w[0, :20], w[1] = 0, w[1].abs()
+
+    def losses(**options: bool) -> Tensor:
+        rounded = round_to_nearest(w, bits, group_size, symmetric=symmetric, scale_dtype=torch.float16, **options)
+        return (
+            (rounded.dequantize() - w).abs().pow(2.4).unflatten(1, (-1, 32 if group_size == -1 else group_size)).sum(-1)
+        )
+
+    found, plain = losses(search=True), losses()
+    assert (found <= plain * 1.0001 + 1e-12).all()
+    if bits == 2:
+        assert found.sum() < 0.9 * plain.sum()
+
+
+def test_searched_scales_are_the_best_of_forty_shrunken_ranges() -> None:
+    w = matrix(1, 16, 7)
+    low, high = float(w.min()), float(w.max())
+    best = math.inf, 0.0
+    for number in range(41):
+        share = 1 - number / 50
+        scale = torch.tensor((high - low) * share / 3).half().float()
+        zero = min(max(round(-low * share / float(scale)), 0), 3)
+        rounded = ((w / scale).round() + zero).clamp(0, 3).sub(zero) * scale
+        best = min(best, (float((rounded - w).abs().pow(2.4).sum()), float(scale)))
+    got = round_to_nearest(w, 2, -1, symmetric=False, scale_dtype=torch.float16, search=True)
+    assert float(got.scales) == best[1]
 
 
 def test_finer_groups_and_more_bits_are_closer() -> None:
@@ -136,7 +171,7 @@ def test_double_quantized_scales_are_those_of_bitsandbytes() -> None:
     _, state = functional.quantize_4bit(w, blocksize=64, quant_type="nf4", compress_statistics=True)
     scales = w.view(-1, 64).abs().amax(-1)
     ours = DoubleQuantized.of(scales)
-    assert torch.allclose(ours.offset, state.offset) and torch.allclose(ours.largest, state.state2.absmax)
+    assert ours.offset == pytest.approx(float(state.offset)) and torch.allclose(ours.largest, state.state2.absmax)
     off = (ours.codes.int() - state.absmax.int()).abs()  # its C code takes a neighbour of the nearest now and then
     assert off.max() <= 1 and (off > 0).float().mean() <= 0.005
     restored = quantize_nf4(w, double_quant=True)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,17 +121,40 @@ def test_a_full_disk_leaves_nothing_half_written(
     writer = CheckpointWriter(tmp_path / "out", PARTS, RECIPE)
     fill(writer, ["first"])
 
-    def half(_: object, path: Path, **__: object) -> None:
+    def half(_: object, path: Path, __: object) -> None:
         path.write_bytes(b"half of it")
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "save_file", half)
+        patch.setattr(module, "save_tensors", half)
         text = refusal("second", tensors("second"), call=writer.add)
-    assert "is full" in text and "the parts that are done are kept" in text
+    assert "is full" in text and "run the same with --resume: the parts that are done are kept" in text
     assert [file.name for file in writer.folder.iterdir()] == ["model-00001-of-00003.safetensors"]
     fill(writer, ["second", "third"])
     assert writer.finish(source, {}).is_dir()
+
+
+def test_a_checkpoint_of_one_part_has_nothing_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = CheckpointWriter(tmp_path / "out", ["all"], RECIPE)
+    monkeypatch.setattr(module, "save_tensors", refuse)
+    assert refusal("all", tensors("all"), call=writer.add).endswith("Make room and run the same again.")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_every_file_has_the_mode_that_the_umask_leaves(umask: int, mode: int, tmp_path: Path, source: Path) -> None:
+    before = os.umask(umask)
+    try:
+        writer = CheckpointWriter(tmp_path / "out", PARTS, RECIPE)
+        fill(writer)
+        folder = writer.finish(source, {})
+    finally:
+        os.umask(before)
+    assert {file.name: file.stat().st_mode & 0o777 for file in folder.iterdir()} == {
+        file.name: mode for file in folder.iterdir()
+    }
 
 
 def test_what_a_killed_run_left_behind_is_dropped(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+import time
 from array import array
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,7 +21,9 @@ from playground.sessions.run_records import RunQuery
 from playground.sessions.run_store import RunStore
 from playground.sessions.transcriber import Note, Transcriber
 from playground.telemetry import LiveState, TelemetryHub
+from playground.telemetry.ceilings import MachineRates
 from playground.telemetry.feed import facts_of
+from playground.telemetry.gpu import GpuSample
 from playground.telemetry.recording import Recording, excerpt, replay_frames
 
 PROMPTS = ["a fox", "a longer prompt about an owl and a mouse", "x"]
@@ -124,6 +127,30 @@ def test_a_replay_goes_through_the_states_that_the_live_state_went_through(engin
     assert [frame["seq"] for frame in frames] == list(range(1, len(frames) + 1))
 
 
+def test_the_load_of_a_gpu_and_the_ceilings_of_the_machine_are_recorded(
+    store: SessionStore, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = GpuSample(0, 0.75, 420.0, 700.0, 1755, 1980, False)
+    monkeypatch.setattr(TelemetryHub, "gpu", lambda hub: load._replace(time_ns=time.perf_counter_ns()))
+    known: list[MachineRates] = []
+    with TelemetryHub(engine) as hub:
+        watching = RunRecorder(
+            RunStore(store), lambda config: {}, lambda model: "tiny", lambda engine: known[0] if known else None
+        )
+        watching.watch(engine, hub)
+        watching.flush()
+        engine.generate(["a fox"], PARAMS)
+        watching.flush()
+        known.append(MachineRates("a processor", "float32", 1e11, ((1 << 22, 2e10),)))  # measured once it rests
+        watching.flush()
+        watching.close()
+    (info,) = RunStore(store).find(RunQuery()).requests
+    recording = RunStore(store).run(info.id).recording
+    assert recording.facts.ceilings is not None and recording.facts.ceilings.flops_per_second == 1e11
+    sample = replay_frames(recording)[-1]["sample"]
+    assert (sample.gpu_busy, sample.gpu_power_w, sample.gpu_clock_mhz, sample.gpu_slowed) == (0.75, 420.0, 1755, False)
+
+
 def test_a_note_links_the_reply_and_a_deleted_chat_takes_all_text_with_it(store: SessionStore, engine: Engine) -> None:
     runs = RunStore(store)
     chat = store.create_chat()
@@ -208,7 +235,7 @@ def test_what_cannot_be_stored_for_long_is_counted_and_never_shown_as_complete(
         script = Transcriber(
             facts_of(engine), start, created_ms=0, config_id=config_id, model="m", tokenizer=engine.tokenizer
         )
-        writer = _BatchWriter(runs, recording_id, script)
+        writer = _BatchWriter(runs, recording_id, script, facts_of(engine))
         limit = 1  # pages: SQLite then answers as on a full disk
 
         @sqlalchemy_event.listens_for(store._engine, "checkout")

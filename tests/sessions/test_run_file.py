@@ -1,7 +1,7 @@
 """A run survives the way through a file unchanged, and a file that is not a run ends as one sentence."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,20 @@ from playground.sessions import SessionStore
 from playground.sessions.run_file import MAX_FILE_BYTES, MAX_JSON_BYTES, Caption, RunFileError, Tour, pack, unpack
 from playground.sessions.run_records import RecordedRun, RequestInfo, RunQuery
 from playground.sessions.run_store import RunStore
-from playground.telemetry.frames import EngineFacts, LiveEvent
+from playground.telemetry.frames import LiveEvent
+from playground.telemetry.gpu import GpuSample
 from playground.telemetry.memory import MemorySample
 from playground.telemetry.recording import RecordedToken, Recording, replay_frames
+from playground.telemetry.roofline import Ceilings, ModelWork
+from playground.telemetry.rows import EngineFacts
 
 MS = 1_000_000
-FACTS = EngineFacts(model="m", num_blocks=8, block_size=4, block_bytes=1024.0, max_num_seqs=4, max_model_len=64)
+WORK = ModelWork(2e6, 1e5, 512.0, ((None, 2), (128, 1)), 1_000_000, 1024.0)
+CEILINGS = Ceilings(1e11, 2e10, 1e10, "float32", "a processor", undisturbed=False)
+FACTS = EngineFacts(
+    model="m", num_blocks=8, block_size=4, block_bytes=1024.0, max_num_seqs=4, max_model_len=64, speculation="draft",
+    draft_tree=True, draft_kv_bytes_per_token=256, work=WORK, ceilings=CEILINGS,
+)  # fmt: skip
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 
 
@@ -32,6 +40,7 @@ def run_of(prompt: str, pieces: list[str], drafts: list[int], gap_ms: int = 2) -
         RequestEvent(2, 2, "queued", None, 3),
         RequestEvent(3, 1, "running", None, 6),
         RequestEvent(3, 2, "running", None, 3),
+        GpuSample(4, 0.5, 310.5, 700.0, 1410, None, None),
         MemorySample(4, "process", 1 << 20, 1 << 30, None),
     ]
     tokens = []
@@ -98,6 +107,8 @@ def test_an_imported_run_plays_as_the_exported_one(run: RecordedRun) -> None:
         assert [[step[2:] for step in frame["steps"]] for frame in played] == [
             [step[2:] for step in frame["steps"]] for frame in wanted
         ]  # but for when they began: an excerpt has its time 0 with its request
+        assert played[-1]["sample"].gpu_power_w == 310.5 and played[0]["facts"]["ceilings"] == asdict(CEILINGS)
+        assert played[-1]["steps"] == [] and all(step.flops for frame in played for step in frame["steps"])
         assert RunStore(store).find(RunQuery()).latencies.e2e_latency == []  # another machine's times
 
 
@@ -106,6 +117,16 @@ def test_texts_of_other_requests_stay_out_of_the_file() -> None:
     assert b"SECRET" in zstandard.decompress(pack(run, everyone=True))
     exported = zstandard.decompress(pack(run))
     assert b"SECRET" not in exported and b"99" not in exported.split(b'"steps"')[1].split(b'"changes"')[0]
+
+
+def test_a_file_of_the_first_version_is_read() -> None:
+    values = json.loads(zstandard.decompress(pack(run_of("p", ["a"], []))))
+    values |= {"version": 1, "order": values["order"].replace("g", "")}
+    del values["loads"]
+    for name in ("draft_tree", "draft_kv_bytes_per_token", "work", "ceilings"):
+        del values["facts"][name]
+    found, _ = unpack(zstandard.compress(json.dumps(values).encode()))
+    assert found.recording.facts.work is None and found.request.prompt == "p"
 
 
 def test_paths_of_this_machine_stay_out_of_the_file() -> None:

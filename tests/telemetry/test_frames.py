@@ -16,22 +16,9 @@ from playground.engine.events import BlockEvent, RequestEvent, ScheduledSlice, S
 from playground.engine.kv_snapshot import KVSnapshot
 from playground.engine.request import Request, RequestStatus
 from playground.engine.scheduler import SchedulerConfig, SchedulerOutput
-from playground.telemetry.frames import (
-    DECODE,
-    KEEP_ENDED_MS,
-    MAX_STEPS,
-    PREFILL,
-    RECOMPUTE,
-    SAMPLES_PER_SECOND,
-    EngineFacts,
-    LiveEvent,
-    LiveState,
-    RequestRow,
-    SampleRow,
-    SliceRow,
-    StepRow,
-)
+from playground.telemetry.frames import KEEP_ENDED_MS, MAX_STEPS, SAMPLES_PER_SECOND, LiveEvent, LiveState
 from playground.telemetry.memory import MemorySample
+from playground.telemetry.rows import DECODE, PREFILL, RECOMPUTE, EngineFacts, RequestRow, SampleRow, SliceRow, StepRow
 from tests.engine.simulation import VOCABULARY, Arrival, Simulation
 
 MS = 1_000_000

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pytest
 
 from playground.engine.events import BlockEvent, EventStream, RequestEvent, StepEvent
-from playground.engine.outputs import EngineStats
 from playground.telemetry import TelemetryHub
 from playground.telemetry.hub import CONSUMER_EVENTS
 from playground.telemetry.rates import MAX_PENDING_REQUESTS, FirstTokenTimes, RollingRates
@@ -16,14 +15,10 @@ MS = 1_000_000
 
 
 class Source:
-    """The two things that the hub reads of an engine, with a real event stream."""
+    """All that the hub reads of an engine: a real event stream."""
 
     def __init__(self) -> None:
         self.events = EventStream()
-        self.current = EngineStats()
-
-    def stats(self) -> EngineStats:
-        return self.current
 
 
 def step_event(
@@ -135,66 +130,35 @@ def test_what_was_emitted_just_before_stop_still_arrives():
     assert [event.step for event in consumer.drain()] == [7]
 
 
-def test_the_frame_carries_the_engines_figures_and_the_measured_time_to_first_token():
-    source = Source()
-    source.current = EngineStats(
-        kv_blocks_total=100, kv_blocks_in_use=7, kv_blocks_cached=3, kv_blocks_empty=90, kv_block_size=16, num_running=2
-    )
-    with TelemetryHub(source) as hub:
-        now = time.perf_counter_ns()
-        source.events.emit(
-            [
-                RequestEvent(now, 1, "queued"),
-                RequestEvent(now + 25 * MS, 1, "first_token"),
-                step_event(start_ns=now, duration_ns=100 * MS, emitted=5, prompt=20),
-            ]
-        )
-        wait_until(lambda: hub.frame().time_to_first_token is not None)
-        frame = hub.frame()
-    assert (frame.kv_blocks_in_use, frame.kv_blocks_cached, frame.kv_blocks_empty) == (7, 3, 90)
-    assert (frame.kv_blocks_total, frame.num_running, frame.num_waiting) == (100, 2, 0)
-    assert frame.time_to_first_token == pytest.approx(0.025)
-    assert frame.generated_tokens_per_second == pytest.approx(50)
-    assert frame.prompt_tokens_per_second == pytest.approx(200)
-    assert frame.acceptance_rate is None
-    assert frame.memory_source == "process"
-
-
-def test_the_memory_of_the_frame_is_read_while_the_hub_runs():
+def test_the_memory_is_read_while_the_hub_runs():
     with TelemetryHub(Source()) as hub:
-        wait_until(lambda: hub.frame().memory_used_bytes is not None)
-        assert 0 < hub.frame().memory_used_bytes < hub.frame().memory_total_bytes
+        wait_until(lambda: hub.memory().used_bytes is not None)
+        memory = hub.memory()
+    assert memory.source == "process" and 0 < memory.time_ns < time.perf_counter_ns()
+    assert 0 < memory.used_bytes < memory.total_bytes
 
 
-def test_an_engine_without_a_block_pool_has_no_blocks_rather_than_none_in_use():
-    frame = TelemetryHub(Source()).frame()
-    assert frame.kv_blocks_in_use is None
-    assert frame.kv_blocks_total is None
+def test_memory_that_was_not_read_yet_is_missing_and_not_zero():
+    assert TelemetryHub(Source()).memory().used_bytes is None
 
 
-def test_an_engine_that_can_no_longer_give_figures_leaves_the_last_ones():
-    class Closing(Source):
-        def stats(self) -> EngineStats:
-            if self.current.num_running:
-                return self.current
-            raise RuntimeError("closed")
-
-    source = Closing()
-    source.current = EngineStats(num_running=3)
-    hub = TelemetryHub(source)
-    assert hub.frame().num_running == 3
-    source.current = EngineStats()
-    assert hub.frame().num_running == 3
+def test_who_cannot_wait_for_the_next_round_has_everything_handed_on_at_once_and_in_order():
+    source = Source()
+    with TelemetryHub(source) as hub:
+        consumer = hub.subscribe()
+        for number in range(200):
+            source.events.emit([step_event(number)])
+            hub.hand_on()
+            assert [event.step for event in consumer.drain()] == [number]
 
 
-def test_events_beyond_the_hubs_queue_are_lost_oldest_first_and_counted_in_the_frame():
+def test_events_beyond_the_hubs_queue_are_lost_oldest_first_and_counted():
     source = Source()
     with TelemetryHub(source) as hub:
         consumer = hub.subscribe()
         source.events.emit([step_event(number) for number in range(CONSUMER_EVENTS + 100)])
         wait_until(lambda: consumer.wait(0))
         assert hub.num_events_dropped == 100
-        assert hub.frame().num_events_dropped == 100
     assert [event.step for event in consumer.drain()] == list(range(100, CONSUMER_EVENTS + 100))
 
 

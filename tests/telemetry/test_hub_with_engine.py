@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from playground import Engine, EngineConfig, SamplingParams
-from playground.engine.events import RequestEvent, StepEvent
-from playground.telemetry import TelemetryHub
+from playground.engine.events import RequestEvent, StepEvent, Subscription
+from playground.telemetry import LiveState, TelemetryHub
+from playground.telemetry.feed import facts_of
+from playground.telemetry.rows import SampleRow
 
 PROMPTS = ["a fox", "a longer prompt about an owl", "x"]
 PARAMS = SamplingParams(max_tokens=40, ignore_eos=True)
@@ -18,6 +20,12 @@ PARAMS = SamplingParams(max_tokens=40, ignore_eos=True)
 def engine(tiny_model: Path):
     with Engine(EngineConfig(model=str(tiny_model), device="cpu", num_kv_blocks=64, block_size=4)) as opened:
         yield opened
+
+
+def sample_after(state: LiveState, consumer: Subscription) -> SampleRow:
+    for event in consumer.drain():
+        state.apply(event)
+    return SampleRow(*state.frame(time.perf_counter_ns(), final=True)["sample"])
 
 
 def test_the_events_account_for_every_token_of_every_request(engine: Engine):
@@ -36,31 +44,30 @@ def test_the_events_account_for_every_token_of_every_request(engine: Engine):
 
 
 def test_the_time_to_first_token_is_the_one_in_the_requests_own_metrics(engine: Engine):
+    state = LiveState(facts_of(engine), time.perf_counter_ns())
     with TelemetryHub(engine) as hub:
+        consumer = hub.subscribe()
         (generation,) = engine.generate(["a time to measure"], PARAMS)
-        own = generation.metrics.time_to_first_token
-        deadline = time.monotonic() + 5
-        while (seen := hub.frame().time_to_first_token) is None and time.monotonic() < deadline:
-            time.sleep(0.01)
+    own = generation.metrics.time_to_first_token
     assert own is not None
-    assert seen == pytest.approx(own, abs=0.05)
+    assert sample_after(state, consumer).first_token_ms == pytest.approx(own * 1000, abs=50)
 
 
-def test_the_frame_follows_the_engine_while_it_runs_and_rests_afterwards(engine: Engine):
+def test_the_live_figures_follow_the_engine_while_it_runs_and_rest_afterwards(engine: Engine):
+    state = LiveState(facts_of(engine), time.perf_counter_ns())
+    state.resync(engine.kv_snapshot())
     with TelemetryHub(engine) as hub:
+        consumer = hub.subscribe()
         handle = engine.submit("a long story", SamplingParams(max_tokens=200, ignore_eos=True))
         busy = []
         while not handle.done:
-            busy.append(hub.frame())
+            busy.append(sample_after(state, consumer))
             time.sleep(0.002)
         handle.result(timeout=10)
-        frame = hub.frame()
-    total = engine.stats().kv_blocks_total
-    assert any(one.num_running == 1 and one.kv_blocks_in_use > 0 for one in busy)
-    for one in [*busy, frame]:
-        assert one.kv_blocks_in_use + one.kv_blocks_cached + one.kv_blocks_empty == one.kv_blocks_total == total
-    assert not frame.busy
-    assert frame.kv_blocks_in_use == 0
+    rest = sample_after(state, consumer)
+    assert any(one.running == 1 and one.blocks_in_use for one in busy)
+    assert (rest.running, rest.waiting, rest.blocks_in_use) == (0, 0, 0)
+    assert rest.blocks_cached == engine.stats().kv_blocks_cached
 
 
 def test_a_hub_that_stops_does_not_stop_the_engine_and_the_other_way_round(tiny_model: Path):
@@ -72,6 +79,5 @@ def test_a_hub_that_stops_does_not_stop_the_engine_and_the_other_way_round(tiny_
     assert len(engine.generate(["still there"], PARAMS)[0].token_ids) == 40
     hub.start()
     engine.close()
-    assert hub.frame().num_running == 0
     hub.stop()
     assert not set(threading.enumerate()) - before

@@ -25,11 +25,6 @@ def test_the_process_reading_grows_with_what_the_process_holds():
     assert grown > 0.8 * len(held)
 
 
-def test_memory_that_only_this_process_holds_is_at_most_what_is_resident():
-    sampler = MemorySampler("cpu")
-    assert 0 < sampler.unique_bytes() <= sampler.process().used_bytes * 1.05
-
-
 @needs_no_gpu
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
 def test_without_a_gpu_the_reading_falls_back_to_the_process_and_says_so(device):

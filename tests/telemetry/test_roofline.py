@@ -18,10 +18,10 @@ from playground.models.config import DecoderConfig
 from playground.models.families import ROLES, linear_inputs, linear_parts
 from playground.telemetry import ceilings
 from playground.telemetry.ceilings import CeilingProbe, MachineRates, RatesFile, measure
-from playground.telemetry.frames import EngineFacts
 from playground.telemetry.gpu import GpuSampler
 from playground.telemetry.nvml import NvmlDevice
 from playground.telemetry.roofline import Ceilings, ModelWork, Share, attended_pairs, model_work, visible_tokens
+from playground.telemetry.rows import EngineFacts
 
 CONFIG = DecoderConfig.from_folder(BUNDLED_MODEL)
 RATES = MachineRates("a machine", "float32", 1e12, ((100, 4e10), (1000, 2e10)))

@@ -2,8 +2,9 @@
 
 from playground.engine.events import RequestEvent, ScheduledSlice, StepEvent
 from playground.engine.kv_snapshot import KVSnapshot
-from playground.telemetry.frames import EngineFacts, LiveEvent
+from playground.telemetry.frames import LiveEvent
 from playground.telemetry.recording import Recording, replay_frames
+from playground.telemetry.rows import EngineFacts
 from playground.telemetry.waterfall import Span, waterfall
 
 MS = 1_000_000

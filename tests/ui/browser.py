@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,3 +209,7 @@ class Tab:
     def scrolls_sideways(self) -> bool:
         widest = "Math.max(document.documentElement.scrollWidth, document.getElementById('page').scrollWidth)"
         return bool(self.page.evaluate(f"{widest} > innerWidth"))
+
+
+NewTab = Callable[..., Tab]
+"""Opens a tab with the options of `Tab`."""

@@ -1,4 +1,4 @@
-"""A real tiny engine, a chat database in memory and the page's handlers over them."""
+"""A real tiny engine, a chat database in memory and the page's handlers over them; and the served page in a browser."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from playground import Engine, EngineConfig
 from playground.sessions import SessionStore
 from playground.ui.handlers import ChatHandlers
 from playground.ui.host import EngineHost
+from tests.ui.browser import NewTab, Tab, chromium, served
 from tests.ui.endless import write_endless_model
 
 TAB = "tab-1"
@@ -39,6 +40,37 @@ def handlers(host: EngineHost, store: SessionStore) -> Iterator[ChatHandlers]:
     handlers = ChatHandlers(host, store)
     yield handlers
     handlers.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One app for a module's tests, with the endless model."""
+    folder = tmp_path_factory.mktemp("served")
+    model = write_endless_model(folder / "storyteller-test")
+    with served(folder, "--model", str(model), "--device", "cpu", "--dtype", "float32") as app:
+        yield app.address
+
+
+@pytest.fixture
+def new_tab(browser: Any, address: str) -> Iterator[NewTab]:
+    """Opens tabs, each a user of its own; afterwards nothing may be amiss in any."""
+    tabs: list[Tab] = []
+
+    def make(**options: Any) -> Tab:
+        tabs.append(Tab(browser, address, **options))
+        return tabs[-1]
+
+    yield make
+    problems = [problem for tab in tabs for problem in tab.problems]
+    for tab in tabs:
+        tab.close()
+    assert problems == []
 
 
 def request(tab: str = TAB, **query: str) -> Any:

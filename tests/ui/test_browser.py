@@ -1,50 +1,17 @@
 """The page in a real browser, with the real app behind it, from the first send to SIGTERM."""
 
 import re
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
-from tests.ui.browser import Tab, chromium, served
-from tests.ui.endless import ENDLESS, LONG, ODD, SHORT, write_endless_model
+from tests.ui.browser import NewTab
+from tests.ui.endless import ENDLESS, LONG, ODD, SHORT
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
 HOSTILE = (
     "<img src=x onerror=window.__pwned=1> ${window.__pwned=1} {{value}} </script><script>window.__pwned=1</script>"
 )
-NewTab = Callable[..., Tab]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served")
-    model = write_endless_model(folder / "storyteller-test")
-    with served(folder, "--model", str(model), "--device", "cpu", "--dtype", "float32") as app:
-        yield app.address
-
-
-@pytest.fixture
-def new_tab(browser: Any, address: str) -> Iterator[NewTab]:
-    """Opens tabs, each a user of its own; afterwards nothing may be amiss in any."""
-    tabs: list[Tab] = []
-
-    def make(**options: Any) -> Tab:
-        tabs.append(Tab(browser, address, **options))
-        return tabs[-1]
-
-    yield make
-    problems = [problem for tab in tabs for problem in tab.problems]
-    for tab in tabs:
-        tab.close()
-    assert problems == []
 
 
 def test_the_page_says_what_it_is_and_offers_a_start(new_tab: NewTab) -> None:

@@ -1,17 +1,16 @@
 """The compare page in a real browser: a comparison from its fields to the marked difference, a blind vote, a stop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.tiny import write_tiny_model
-from tests.ui.browser import Tab, chromium, served
+from tests.ui.browser import NewTab, Tab, served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-NewTab = Callable[..., Tab]
 HAS_AMBER = """() => {
     const canvas = document.querySelector('.compare canvas');
     const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
@@ -20,12 +19,6 @@ HAS_AMBER = """() => {
     return false;
 }"""
 HOSTILE = "<img src=x onerror=window.__pwned=1> {{value}}"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +34,16 @@ def address(browser: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def new_tab(browser: Any, address: str) -> Iterator[NewTab]:
-    tabs: list[Tab] = []
+def new_tab(new_tab: NewTab) -> NewTab:
+    """Opens tabs on the compare page."""
 
     def make(**options: Any) -> Tab:
-        tab = Tab(browser, address, **options)
-        tabs.append(tab)
+        tab = new_tab(**options)
         tab.page.locator("#topbar a", has_text="Compare").click()
         tab.page.locator(".compare .card").first.wait_for()
         return tab
 
-    yield make
-    problems = [problem for tab in tabs for problem in tab.problems]
-    for tab in tabs:
-        tab.close()
-    assert problems == []
+    return make
 
 
 def button(tab: Tab, name: str) -> Any:
@@ -98,6 +86,14 @@ def test_a_comparison_shows_the_first_difference_the_numbers_and_every_run(new_t
     assert HOSTILE in compare.locator(".asked").inner_text()
     assert tab.page.evaluate("window.__pwned") is None
     assert "/#compare/" in tab.page.url
+
+    # The run behind a text opens on the Requests page, and the back button leads here again.
+    compare.locator(".col").nth(1).get_by_role("link", name="replay it").click()
+    runs = tab.page.locator("#runs")
+    runs.get_by_text("from a comparison").wait_for()
+    assert HOSTILE in runs.locator(".spoken .prompt").inner_text()
+    tab.page.go_back()
+    compare.locator("table").wait_for()
 
     # A link to it opens it again, for another user and on a narrow page too, where the sides stand below each other.
     narrow = new_tab(width=390, height=844)

@@ -83,6 +83,14 @@ def test_a_reply_is_listed_and_plays_forwards_and_backwards(tab: Tab) -> None:
     assert tab.page.evaluate("window.__pwned") is None
 
 
+def test_a_reply_of_the_chat_leads_to_its_replay(tab: Tab) -> None:
+    before = tab.page.evaluate("location.hash")
+    go(tab, "chat")
+    tab.replies.last.get_by_role("button", name="Replay").click()
+    tab.wait("([hash]) => location.hash === hash", [before])
+    assert HOSTILE[:20] in tab.page.locator("#runs .spoken .prompt").inner_text()
+
+
 def test_the_replay_shows_the_blocks_that_the_request_held(tab: Tab) -> None:
     tab.page.locator("#runs .head h2").click()
     tab.page.keyboard.press("Home")

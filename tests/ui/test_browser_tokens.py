@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.ui.browser import Tab, chromium, served
+from tests.ui.browser import Tab, served
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -16,14 +16,8 @@ STORY = "Tell me a story about a fox who could not sleep."
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
 def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(tmp_path_factory.mktemp("served"), "--speculation", "draft") as app:
+    with served(tmp_path_factory.mktemp("served"), "--speculation", "draft", "--draft-tokens", "4") as app:
         yield app.address
 
 

@@ -14,8 +14,11 @@ from playground.bench.compare import runner
 from playground.bench.compare.plan import Plan, Side
 from playground.config import EngineConfig, SpeculationConfig
 from playground.sessions import SessionStore
-from playground.ui.comparing import setup
+from playground.sessions.run_records import RunQuery
+from playground.sessions.run_store import RunStore
+from playground.ui.comparing import setup, view
 from playground.ui.comparing.handlers import CompareHandlers
+from playground.ui.comparing.runs import ComparisonRun
 from playground.ui.host import EngineHost
 from tests.ui.conftest import event
 
@@ -161,3 +164,48 @@ def test_an_empty_page_offers_and_an_own_comparison_starts_from_the_present_engi
 def test_a_tab_that_outlived_the_playground_is_told_that_its_comparison_is_lost(compare: CompareHandlers) -> None:
     view = asyncio.run(compare.ended(event(number=5)))
     assert "it is lost" in view["problem"]["text"] and view["following"] is None
+
+
+def follow(compare: CompareHandlers, given: dict[str, Any]) -> ComparisonRun:
+    run = compare.runs.start(setup.read(given), given)
+    assert run.wait(60)
+    return run
+
+
+def test_the_run_behind_each_text_can_be_played_and_is_kept_apart_from_the_times_of_chats(
+    compare: CompareHandlers, fields: Any, store: SessionStore
+) -> None:
+    shown = follow(compare, fields()).result
+    assert shown is not None
+    runs = RunStore(store)
+    for column in shown["columns"]:
+        for output in column["outputs"]:
+            played = runs.run(output["run"])
+            own = [token for token in played.recording.tokens if token.request == played.request_engine_id]
+            told = [token for token in own if token.position is not None]
+            assert "".join(token.text for token in told).startswith(output["same"].rstrip("\ufffd"))
+            assert len(told) == 8 and all(token.logprob is not None for token in told)
+            assert played.request.prompt in ("one two", "three")  # as it was asked
+            assert played.request.origin == "comparison" and played.request.num_output_tokens == 8
+    assert runs.find(RunQuery(origin="comparison")).num_found == 4 and runs.find(RunQuery(origin="here")).num_found == 0
+    assert runs.find(RunQuery()).latencies.e2e_latency == []
+
+
+def test_before_a_blind_vote_there_is_no_replay_which_would_tell_the_drafts(
+    compare: CompareHandlers, fields: Any
+) -> None:
+    hidden = follow(compare, fields(blind=True)).result
+    assert hidden is not None and all(column["outputs"][0]["run"] is None for column in hidden["columns"])
+
+
+def test_a_fault_in_what_is_shown_loses_no_measurement(
+    compare: CompareHandlers, fields: Any, store: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(view, "result", broken)
+    assert "cannot be shown" in str(follow(compare, fields()).problem)
+    (saved,) = store.list_comparisons()
+    record = store.get_comparison(saved.id)[1]["record"]
+    assert record["status"] == "done" and [len(side["runs"]) for side in record["sides"]] == [2, 2]

@@ -99,6 +99,15 @@ def test_the_table_tells_medians_intervals_and_the_paired_ratio() -> None:
     assert row["unit"] == "ms" and row["medians"] == pytest.approx([14.1, 10.4])
 
 
+def test_what_one_side_has_none_of_is_told_as_a_difference() -> None:
+    kept, fields = parted()
+    for number, told in enumerate(kept["sides"]):
+        for one in told["runs"]:
+            one["values"]["num_cached_tokens"] = 0 if number else 96
+    row = next(row for row in view.result(kept, fields)["table"] if row["key"] == "num_cached_tokens")
+    assert row["cells"][1]["number"] == "0" and row["against"][1]["text"] == "−96" and row["against"][1]["clear"]
+
+
 def test_a_blind_comparison_tells_nothing_until_there_is_a_vote() -> None:
     kept, fields = parted(blind=True)
     hidden = view.result(kept, fields, 1)

@@ -46,7 +46,7 @@ def own_host(models: tuple[Path, Path]) -> Iterator[EngineHost]:
 
 def test_an_empty_host_refuses_requests_in_one_sentence_and_draws_nothing() -> None:
     with EngineHost() as host:
-        assert host.engine is None and host.hub.frame().kv_blocks_total is None
+        assert host.engine is None and host.serving is None
         with pytest.raises(RequestError, match="No model is loaded: load one on the Models page"):
             host.require()
         assert not host_view(host)["loaded"]

@@ -86,6 +86,18 @@ def test_a_bad_option_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "dtype='float7' is not allowed" in refusal(capsys, options)
 
 
+@pytest.mark.parametrize(("given", "tokens"), [(None, "auto"), ("auto", "auto"), ("4", 4)])
+def test_drafts_are_counted_or_left_to_the_engine(given: str | None, tokens: int | str) -> None:
+    speculation = ServeOptions(speculation="ngram", draft_tokens=given).engine_config().speculation
+    assert speculation is not None and speculation.num_tokens == tokens
+
+
+@pytest.mark.parametrize(("speculation", "tokens"), [(None, "4"), ("ngram", "many"), ("ngram", "0")])
+def test_a_number_of_drafts_that_cannot_be_is_refused(speculation: str | None, tokens: str) -> None:
+    with pytest.raises(ConfigError, match=r"num_tokens|--draft-tokens"):
+        ServeOptions(speculation=speculation, draft_tokens=tokens).engine_config()
+
+
 def test_a_file_that_is_no_chat_database_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("not a database at all, but long enough to look like one\n" * 20)

@@ -1,18 +1,15 @@
 """The instrument panel in a real browser: what a person sees of the engine while a reply is written, and after it."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
 
 from playground.telemetry import format as written
 from playground.telemetry.frames import HISTORY_SAMPLES, HISTORY_STEPS
-from tests.ui.browser import Tab, chromium, served
-from tests.ui.endless import ENDLESS, SHORT, write_endless_model
+from tests.ui.browser import NewTab, Tab
+from tests.ui.budget import busy_share
+from tests.ui.endless import ENDLESS, SHORT
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
-NewTab = Callable[..., Tab]
 KV, OTHER, CACHED = (0, 114, 178), (230, 159, 0), (201, 205, 210)
 """Colours of a block of this request, of another one's, of one that is only kept; light theme."""
 
@@ -32,35 +29,6 @@ SQUARES = """() => {
   }
   return [...colours];
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served")
-    model = write_endless_model(folder / "storyteller-test")
-    with served(folder, "--model", str(model), "--device", "cpu", "--dtype", "float32") as app:
-        yield app.address
-
-
-@pytest.fixture
-def new_tab(browser: Any, address: str) -> Iterator[NewTab]:
-    tabs: list[Tab] = []
-
-    def make(**options: Any) -> Tab:
-        tabs.append(Tab(browser, address, **options))
-        return tabs[-1]
-
-    yield make
-    problems = [problem for tab in tabs for problem in tab.problems]
-    for tab in tabs:
-        tab.close()
-    assert problems == []
 
 
 def wait_for_squares(tab: Tab, colours: set[tuple[int, int, int]]) -> None:
@@ -115,22 +83,67 @@ def test_pointing_at_a_block_and_at_the_block_table_says_the_same_block(new_tab:
     tab.wait_stopped()
 
 
-def test_a_paused_map_stands_still_while_the_engine_goes_on(new_tab: NewTab) -> None:
+def test_a_paused_map_stands_still_and_goes_back_in_time(new_tab: NewTab) -> None:
     tab = new_tab()
     tab.set(ENDLESS)
     tab.send("hold still")
     tab.wait_streaming()
+    in_use = "Number(document.querySelector('#view-blocks .note').textContent.split(' ')[0])"
+    tab.wait(f"() => {in_use} > 4")
     tab.view("blocks").locator("canvas.map").focus()
     tab.page.keyboard.press("Space")
     picture = "document.querySelector('#view-blocks canvas.map').toDataURL()"
-    before, seq = tab.page.evaluate(picture), tab.page.evaluate("Playground.live.seq")
+    before, held, seq = tab.page.evaluate(f"[{picture}, {in_use}, Playground.live.seq]")
     tab.wait("([seq]) => Playground.live.seq > seq + 12", [seq])
-    assert tab.page.evaluate(picture) == before
-    assert tab.view("blocks").locator(".note").first.inner_text() == "held still"
+    assert tab.page.evaluate(f"[{picture}, {in_use}]") == [before, held]
+    moment = tab.view("blocks").get_by_role("slider", name="Moment that the map shows")
+    assert moment.get_attribute("aria-valuetext") == "held still here"
+    moment.press("Home")
+    assert "before" in moment.get_attribute("aria-valuetext")
+    assert tab.page.evaluate(in_use) < held and tab.page.evaluate(picture) != before
+    moment.press("End")
+    assert tab.page.evaluate(f"[{picture}, {in_use}]") == [before, held]
+    tab.view("blocks").locator("canvas.map").focus()
     tab.page.keyboard.press("Space")
     tab.wait(f"([before]) => {picture} !== before", [before])
+    assert not moment.is_visible()
     tab.stop()
     tab.wait_stopped()
+
+
+def test_a_picture_with_the_focus_is_read_with_the_arrow_keys(new_tab: NewTab) -> None:
+    tab = new_tab()
+    tab.set(SHORT)
+    tab.ask("Read me")
+    picture = tab.view("memory").locator("canvas")
+    picture.focus()
+    tab.page.keyboard.press("ArrowLeft")
+    assert "Weights" in tab.page.get_by_role("tooltip").inner_text()
+    assert "Weights" in picture.get_attribute("aria-description")
+    tab.page.locator("#strip .tile").first.focus()
+    tab.page.keyboard.press("Shift+Tab")
+    tab.page.keyboard.press("Tab")
+    assert tab.page.locator(".tip .kind").inner_text() == "measured"
+
+
+def test_the_colours_are_chosen_and_kept(new_tab: NewTab) -> None:
+    tab = new_tab()
+    dark = "document.body.classList.contains('dark')"
+    assert not tab.page.evaluate(dark)
+    tab.page.get_by_role("button", name="Dark colours").click()
+    assert tab.page.evaluate(dark)
+    tab.open()
+    tab.wait(f"() => {dark}")
+    tab.page.get_by_role("button", name="Dark colours").click()
+    assert not tab.page.evaluate(dark)
+
+
+def test_the_live_views_take_less_than_a_quarter_of_a_core(new_tab: NewTab) -> None:
+    tab = new_tab()
+    tab.page.locator("#view-gpu").wait_for()
+    share = busy_share(tab, seconds=4)
+    assert " 0 empty" in tab.page.locator("#view-blocks .note").first.inner_text()
+    assert 0.01 < share < 0.25, f"{share:.1%} of one core at 12 frames a second"
 
 
 def test_nothing_is_mounted_anew_and_an_idle_page_is_quiet(new_tab: NewTab) -> None:

@@ -10,7 +10,7 @@ import pytest
 from playground import SamplingParams
 from playground.telemetry.ceilings import MachineRates, RatesFile
 from playground.telemetry.feed import work_of
-from playground.telemetry.frames import StepRow
+from playground.telemetry.rows import StepRow
 from playground.ui.host import EngineHost
 from playground.ui.machine_rates import MachineRatesFollower
 

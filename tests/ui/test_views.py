@@ -37,3 +37,16 @@ def test_messages_left_out_of_the_context_are_said(store: SessionStore) -> None:
         view["left_out"]
         == "The first 4 messages no longer fit the model's context and were not read for the latest reply."
     )
+
+
+def test_a_chat_in_the_list_says_how_many_tokens_it_holds(store: SessionStore) -> None:
+    empty, chat = store.create_chat(), store.create_chat()
+    question = store.append_user_message(chat.id, parent_id=None, text="hi")
+    for tokens in (100, 388):
+        metrics = {"num_prompt_tokens": 24, "num_output_tokens": tokens}
+        store.append_reply(
+            chat.id, parent_id=question.id, text="a", status="done", metrics=metrics, config={}, params={}
+        )
+    store.append_user_message(chat.id, parent_id=store.messages(chat.id)[-1].id, text="and?")
+    details = {one["id"]: one["detail"] for one in views.chat_list(store.list_chats())["sessions"]}
+    assert details == {chat.id: "412 tokens", empty.id: ""}

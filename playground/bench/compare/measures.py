@@ -9,6 +9,8 @@ from statistics import median
 from typing import Any, Literal
 
 from playground.bench.samples import most_in_use
+from playground.bench.speculation.figures import mean_over_rows, position_sums
+from playground.bench.steps import decode_rows, histogram
 from playground.engine.events import Event, StepEvent
 from playground.engine.outputs import EngineStats, Generation
 from playground.engine.speculation.formula import expected_tokens_by_position
@@ -74,7 +76,6 @@ METRICS: tuple[Metric, ...] = (
         "The most KV blocks in use at one time in a run, a shared block counted once. A contiguous cache has one large "
         "block for each request.",
         "count",
-        "lower",
     ),
     Metric(
         "kv_bytes_peak",
@@ -125,32 +126,31 @@ def measure(
     }
 
 
-def draft_counts(generations: Sequence[Generation]) -> dict[str, Any]:
-    """Drafts of a run, and by position in the draft how often it was reached and accepted."""
-    longest = max((len(one.metrics.drafts_reached) for one in generations), default=0)
-
-    def total(name: str) -> list[int]:
-        rows = [getattr(one.metrics, name) for one in generations]
-        return [sum(row[i] for row in rows if i < len(row)) for i in range(longest)]
-
+def draft_counts(generations: Sequence[Generation], events: Sequence[Event], dropped: int) -> dict[str, Any]:
+    """Drafts of a run: how many, by position how often each was reached and accepted, and in how many of the requests'
+    shares of a step there were 0, 1, 2 … of them (None where events were lost)."""
+    metrics = [one.metrics for one in generations]
+    steps = [event for event in events if isinstance(event, StepEvent)]
     return {
-        "drafts": sum(one.metrics.num_draft_tokens for one in generations),
-        "reached": total("drafts_reached"),
-        "accepted": total("drafts_accepted"),
+        "drafts": sum(one.num_draft_tokens for one in metrics),
+        "reached": position_sums([one.drafts_reached for one in metrics]),
+        "accepted": position_sums([one.drafts_accepted for one in metrics]),
+        "rows": None if dropped else histogram([min(len(row.draft_ids), left - 1) for row, left in decode_rows(steps)]),
     }
 
 
 def predicted_tokens_per_step(runs: Sequence[Mapping[str, Any]]) -> float | None:
-    """What the formula says for the acceptance that the runs' `draft_counts` measured; None without drafts."""
-    positions = max((len(run["reached"]) for run in runs), default=0)
-    acceptance = []
-    for i in range(positions):
-        reached = sum(run["reached"][i] for run in runs if i < len(run["reached"]))
-        accepted = sum(run["accepted"][i] for run in runs if i < len(run["accepted"]))
-        if not reached:
-            break
-        acceptance.append(accepted / reached)
-    return expected_tokens_by_position(acceptance) if acceptance else None
+    """What the formula says for the acceptance that the runs' `draft_counts` measured; None without drafts.
+
+    A step has as many drafts as it had: n-gram drafts, for instance, are not always there.
+    """
+    reached, accepted = (position_sums([run[name] for run in runs]) for name in ("reached", "accepted"))
+    counted = [run.get("rows") for run in runs]
+    if not sum(reached) or not all(counted):
+        return None
+    rows = position_sums([row for row in counted if row])
+    acceptance = [taken / seen if seen else 0.0 for seen, taken in zip(reached, accepted, strict=True)]
+    return mean_over_rows(rows, [expected_tokens_by_position(acceptance[:drafts]) for drafts in range(len(rows))])
 
 
 def _median(values: Sequence[float | None]) -> float | None:

@@ -28,6 +28,7 @@ from playground.engine.handle import GenerationHandle
 from playground.engine.outputs import Generation
 from playground.engine.token_text import text_stream
 from playground.errors import ConfigError, PlaygroundError, RequestError, out_of_memory
+from playground.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ ROOM = 256 * 2**20
 FAULT = "This configuration failed because of a fault in the playground; its log says more."
 
 Record = dict[str, Any]
+EndOfCapture = Callable[[Sequence[Generation], Sequence[SamplingParams]], Sequence[int | None]]
+"""Called with what the engine wrote; says under which number each of them was kept, None for not at all."""
+Capture = Callable[[Engine], EndOfCapture]
+"""Called before an engine writes the texts, to keep what it does meanwhile."""
 
 
 class Stopped(PlaygroundError):
@@ -52,11 +57,18 @@ class Stopped(PlaygroundError):
 class Comparison:
     """One comparison from its start to its end. `run` once, on a thread of its own; the rest from any thread."""
 
-    def __init__(self, plan: Plan, on_change: Callable[[bool], None] = lambda is_record: None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        on_change: Callable[[bool], None] = lambda is_record: None,
+        capture: Capture = lambda engine: lambda generations, params: [None] * len(generations),
+    ) -> None:
         """`on_change` is called between two pieces of work, on the thread that runs them: what it does is in nobody's
-        time. It is told whether the record has changed, or only what is being done."""
+        time. It is told whether the record has changed, or only what is being done. `capture` sees the run that gives
+        the texts, which is not timed."""
         self.plan = plan
         self._on_change = on_change
+        self._capture = capture
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._handles: set[GenerationHandle] = set()
@@ -134,8 +146,7 @@ class Comparison:
                     self._play(engine, side)
                     self._advance()
                 self._say(f"{LETTERS[side]} writes the texts")
-                generations = self._play(engine, side, logprobs=TOP)
-                self._keep_texts(side, engine, generations)
+                self._write_texts(side, engine)
                 self._advance()
             self._compare_texts()
 
@@ -180,10 +191,11 @@ class Comparison:
             seconds = time.perf_counter() - started
         finally:
             engine.events.unsubscribe(events)
-        values = measure(generations, seconds, events.drain(), events.num_dropped, engine.stats())
+        told, dropped = events.drain(), events.num_dropped
+        values = measure(generations, seconds, told, dropped, engine.stats())
         with self._lock:
             runs = self._record["sides"][side]["runs"]
-            runs.append({"round": number, "values": values, **draft_counts(generations)})
+            runs.append({"round": number, "values": values, **draft_counts(generations, told, dropped)})
 
     # One workload
 
@@ -221,9 +233,20 @@ class Comparison:
 
     # Texts
 
-    def _keep_texts(self, side: int, engine: Engine, generations: Sequence[Generation]) -> None:
+    def _write_texts(self, side: int, engine: Engine) -> None:
+        end_capture = self._capture(engine)
+        generations: list[Generation] = []
+        try:
+            generations = self._play(engine, side, logprobs=TOP)
+        finally:
+            runs = end_capture(generations, [self.plan.params(i, logprobs=TOP) for i in range(len(generations))])
+        self._keep_texts(side, engine, generations, runs)
+
+    def _keep_texts(
+        self, side: int, engine: Engine, generations: Sequence[Generation], runs: Sequence[int | None]
+    ) -> None:
         outputs = []
-        for prompt, generation in enumerate(generations):
+        for prompt, (generation, run) in enumerate(zip(generations, runs, strict=True)):
             self._tops[side, prompt] = generation
             stream = text_stream(engine.tokenizer, generation.prompt_token_ids)
             ends, length = [], 0
@@ -239,6 +262,7 @@ class Comparison:
                     "text": generation.text,
                     "finish_reason": generation.finish_reason,
                     "num_prompt_tokens": generation.metrics.num_prompt_tokens,
+                    "run": run,
                 }
             )
         with self._lock:

@@ -1,7 +1,7 @@
 """One side of a pair: an engine with speculation or without, and what it counted while it answered some prompts."""
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -10,8 +10,9 @@ from typing import Any
 from playground import Engine, EngineConfig, Generation, SamplingParams
 from playground.bench.speculation.figures import Pass, position_sums, total
 from playground.bench.stats import decode_span
+from playground.bench.steps import decode_rows, histogram
 from playground.config import SpeculationConfig
-from playground.engine.events import ScheduledSlice, StepEvent, Subscription
+from playground.engine.events import StepEvent, Subscription
 from playground.errors import PlaygroundError
 
 TIMEOUT_SECONDS = 600
@@ -104,7 +105,7 @@ def read_batch(events: Sequence[StepEvent], generations: Sequence[Generation], s
     steps = [(event, wall) for event, wall in _with_wall_time(events) if not event.num_prefill_tokens]
     if not tokens or not steps:
         raise ValueError("no reply went beyond its first token: there is no decoding to measure")
-    rows = list(_decode_rows(events))
+    rows = list(decode_rows(events))
     metrics = [one.metrics for one in generations]
     return Pass(
         decode_tokens=tokens,
@@ -118,25 +119,6 @@ def read_batch(events: Sequence[StepEvent], generations: Sequence[Generation], s
         drafts_reached=position_sums([one.drafts_reached for one in metrics]),
         drafts_accepted=position_sums([one.drafts_accepted for one in metrics]),
     )
-
-
-def histogram(values: Sequence[int]) -> tuple[int, ...]:
-    """How often each of 0, 1, 2 … occurs."""
-    counts = Counter(values)
-    return tuple(counts[i] for i in range(max(values) + 1))
-
-
-def _decode_rows(events: Sequence[StepEvent]) -> Iterator[tuple[ScheduledSlice, int]]:
-    """Every request's share of every step without prompt tokens, and how many tokens it was still to get then."""
-    left = Counter[int]()
-    for event in events:
-        for one in event.requests:
-            left[one.request_id] += one.num_emitted
-    for event in events:
-        for one in event.requests:
-            if one.num_emitted and not event.num_prefill_tokens:
-                yield one, left[one.request_id]
-            left[one.request_id] -= one.num_emitted
 
 
 def _with_wall_time(events: Sequence[StepEvent]) -> Iterator[tuple[StepEvent, int]]:

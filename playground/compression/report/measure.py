@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -31,7 +31,7 @@ from playground.compression.perplexity import (
 )
 from playground.compression.pipeline import METHODS as FILE_METHODS
 from playground.compression.pipeline import compress
-from playground.compression.pruning import prune
+from playground.compression.pruning import Pruning, prune
 from playground.compression.report.goals import Goal, check_goals
 from playground.compression.report.variants import GROUPS, Variant, variants_for
 from playground.errors import ConfigError, PlaygroundError
@@ -131,6 +131,7 @@ class _Bench:
         self.text_name = plan.text.name
         self.ids = encode_text(load_tokenizer(folder), read_text(plan.text))[: plan.max_tokens]
         self.nlls: dict[str, Tensor] = {}
+        self._removed: dict[str, tuple[int, ...]] = {}
         self.base_nlls = self._decoder_nlls(folder)
         self._base_engine_nlls: Tensor | None = None
         self._base_engine: Engine | None = None
@@ -190,7 +191,9 @@ class _Bench:
         """The folder of the variant, and what making it told; the original's for what is done at load."""
         target = self.work / variant.key
         if variant.pruning is not None:
-            pruned = prune(self.folder, variant.pruning, target, self.plan.calibration)
+            pruned = prune(self.folder, self._with_layers(variant.pruning), target, self.plan.calibration)
+            if pruned.removed_layers:
+                self._removed[variant.pruning.layers_by] = tuple(pruned.removed_layers)
             before, after = pruned.parameters
             kv_before, kv_after = pruned.kv_bytes_per_token
             return target, {
@@ -206,6 +209,12 @@ class _Bench:
             compress(self.folder, quantization, target, calibration=self.plan.calibration)
             return target, {}
         return self.folder, {}
+
+    def _with_layers(self, pruning: Pruning) -> Pruning:
+        """Layers that an earlier row has chosen in the same way are not searched for again: that takes minutes."""
+        if pruning.method != "prune-layers":
+            return pruning
+        return replace(pruning, layers=self._removed.get(pruning.layers_by, ()))
 
     def _at_load(self, variant: Variant | None) -> Any:
         """The quantization that loading does; None where files hold it already."""

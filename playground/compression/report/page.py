@@ -1,4 +1,4 @@
-"""The report for people: a table in the terminal, and one HTML file that needs nothing else (plotly.js inside).
+"""The report for people: tables in the terminal and in Markdown, and one HTML file that needs nothing else.
 
 Everything in the file is either a number or a label of ours; names of files go through `html.escape`.
 """
@@ -16,6 +16,7 @@ from playground.compression.report.goals import percent
 
 # The file may load nothing, from nowhere: everything is in it.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+FILE = "assets/benchmarks/compression-cpu.json"
 FLOOR = 0.001
 """Percent; the scale is logarithmic, since int8 and int2 are four orders of magnitude apart."""
 COLORS = {"weights": "#0072B2", "kv": "#56B4E9", "zeros": "#E69F00", "layers": "#009E73", "heads": "#CC79A7"}
@@ -67,6 +68,42 @@ def _cells(row: dict[str, Any]) -> list[str]:
         f"{row['load_seconds']:.3g} s",
         *(f"{row[key]:.3g}x" if key in row else "—" for key in ("speedup_1", "speedup_16")),
     ]
+
+
+def markdown(data: dict[str, Any]) -> str:
+    """Every row and every goal, as the README shows them."""
+    calibration = data["calibration"]
+    lines = [
+        f"What the bundled model loses (`playground compress --report`): {_about(data)} Measured "
+        f"{data['created'][:10]}, calibrated on {calibration['sequences']} x "
+        f"{calibration['length']} tokens of {_listed(calibration['text'])}; z is the change over its standard error, "
+        f"decode the speed over the unchanged model's, 1 and 16 requests at once ([all of it]({FILE})).",
+        "",
+        "| | perplexity | 95 % | z | memory | decode, 1 | 16 |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for group, title in data["groups"].items():
+        rows = [row for row in data["rows"] if row["group"] == group]
+        lines += [f"| **{title}** | | | | | | |"] if rows else []
+        for row in rows:
+            cells = [row["error"], *[""] * 5] if row["error"] else _short_cells(row)
+            lines.append(f"| {row['label']} | {' | '.join(cells)} |")
+    lines += ["", "| What larger models show | to reach | here | |", "|---|--:|--:|---|"]
+    for goal in data["goals"]:
+        verdict = "yes" if goal["reached"] else f"no: {goal['why']}"
+        lines.append(f"| {goal['what']} | {goal['reach']} | {goal['measured']} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _short_cells(row: dict[str, Any]) -> list[str]:
+    perplexity, change, *_ = _cells(row)
+    interval = f"{100 * row['change_low']:+.2g} to {100 * row['change_high']:+.2g}"
+    speeds = [f"{row[key]:.2f}x" if key in row else "—" for key in ("speedup_1", "speedup_16")]
+    return [f"{perplexity}, {change}", interval, f"{row['z']:.1f}", f"{100 * row['memory_share']:.0f} %", *speeds]
+
+
+def _listed(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else ", ".join(text)
 
 
 def _about(data: dict[str, Any]) -> str:

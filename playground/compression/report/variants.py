@@ -81,7 +81,26 @@ def _weights() -> list[Variant]:
         ),
         _rounded("nf4", "nf4, blocks of 64", method="nf4", timed=True),
         _rounded("nf4-double", "nf4, scales in 8 bits", method="nf4", double_quant=True),
-        _rounded("gptq4", "int4 by GPTQ, groups of 128", method="gptq", bits=4, group_size=128, **asym),
+        _rounded(
+            "rtn4-search",
+            "int4 to nearest, groups of 128, searched scales",
+            bits=4,
+            group_size=128,
+            scale_search=True,
+            **asym,
+        ),
+        _rounded(
+            "gptq4-range",
+            "int4 by GPTQ, groups of 128, scales from the range",
+            method="gptq",
+            bits=4,
+            group_size=128,
+            scale_search=False,
+            **asym,
+        ),
+        _rounded(
+            "gptq4", "int4 by GPTQ, groups of 128, searched scales", method="gptq", bits=4, group_size=128, **asym
+        ),
         _rounded(
             "gptq4-order",
             "the same, largest inputs first",

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.quant_pack import NF4_LEVELS
 from playground.errors import ModelLoadError
-from playground.quantization.double_quantization import SCALES_PER_BLOCK, double_quantize, dynamic_map
+from playground.quantization.double_quantization import SCALES_PER_BLOCK, DoubleQuantized, dynamic_map
 from playground.quantization.formats.base import Entry, Stored, expect, require
 from playground.quantization.weight import QuantizedWeight
 
@@ -159,10 +159,10 @@ class BitsAndBytesFormat:
             "shape": [n, k],
         }
         if self.double_quantization:
-            double = double_quantize(absmax)
+            double = DoubleQuantized.of(absmax)
             absmax = double.codes
-            tensors[f"{name}.weight.nested_absmax"] = double.scales
-            tensors[f"{name}.weight.nested_quant_map"] = dynamic_map()
+            tensors[f"{name}.weight.nested_absmax"] = double.largest
+            tensors[f"{name}.weight.nested_quant_map"] = dynamic_map().clone()  # a file's tensors share no memory
             state |= {
                 "nested_blocksize": SCALES_PER_BLOCK, "nested_dtype": "float32", "nested_offset": double.offset,
             }  # fmt: skip

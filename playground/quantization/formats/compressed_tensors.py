@@ -232,6 +232,7 @@ def _activations(group: Entry) -> Activations | None:
     if inputs.get("dynamic") is not True:
         inputs.fail("static activation scales are not supported: use a checkpoint with dynamic=true.")
     inputs.one_of("num_bits", (8,), 8)
+    inputs.one_of("symmetric", (True,), True)
     inputs.one_of("strategy", ("token", "tensor"), "token")
     return "fp8" if inputs.one_of("type", ("int", "float"), "int") == "float" else "int8"
 

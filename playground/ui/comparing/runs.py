@@ -12,16 +12,24 @@ from contextlib import ExitStack
 from typing import Any
 
 from playground.bench.compare.plan import Plan
-from playground.bench.compare.runner import Comparison, Record
+from playground.bench.compare.runner import Comparison, EndOfCapture, Record
+from playground.config import EngineConfig
+from playground.engine.engine import Engine
 from playground.errors import PlaygroundError
 from playground.sessions import SessionStore
+from playground.sessions.capture import RunCapture
+from playground.sessions.run_records import COMPARISON, PURPOSE
+from playground.sessions.run_store import RunStore
 from playground.ui.comparing import view
+from playground.ui.environment import describe
 from playground.ui.host import EngineHost
+from playground.ui.wording import model_name
 
 logger = logging.getLogger(__name__)
 
 _numbers = itertools.count(time.time_ns() // 1_000_000)
 LABEL = "A comparison is running"
+UNSHOWN = "The comparison cannot be shown because of a fault in the playground; see its log. It is saved when it ends."
 FAULT = "The comparison could not be kept because of a fault in the playground; see its log."
 
 
@@ -40,7 +48,8 @@ class ComparisonRun:
         self.result: dict[str, Any] | None = None
         """What the page shows of it so far."""
         self._store = store
-        self._comparison = Comparison(plan, self._on_change)
+        self._prompts = plan.prompts
+        self._comparison = Comparison(plan, self._on_change, self._capture)
         self._ended = threading.Event()
 
     @property
@@ -75,13 +84,29 @@ class ComparisonRun:
             self.revision += 1
             self._ended.set()
 
+    def _capture(self, engine: Engine) -> EndOfCapture:
+        """The texts' runs are recorded like a chat's, so that each can be played on the Requests page."""
+        capture = RunCapture(RunStore(self._store), engine, _describe, model_name)
+        return lambda generations, params: capture.end(generations, params, self._prompts[: len(generations)])
+
     def _on_change(self, is_record: bool) -> None:
         if is_record:
             self._draw(self._comparison.snapshot())
         self.revision += 1
 
     def _draw(self, record: Record) -> None:
-        self.result = view.result(record, self.setup, self.saved_id)
+        """A fault in what is shown spoils no measurement: it is said, and the comparison goes on and is stored."""
+        try:
+            self.result = view.result(record, self.setup, self.saved_id)
+        except Exception:
+            logger.exception("a comparison could not be shown")
+            self.problem = UNSHOWN
+        else:
+            self.problem = None
+
+
+def _describe(config: EngineConfig) -> dict[str, Any]:
+    return {**describe(config), PURPOSE: COMPARISON}
 
 
 class ComparisonRuns:

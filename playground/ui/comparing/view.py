@@ -57,7 +57,8 @@ def protocol(record: Mapping[str, Any], setup: Mapping[str, Any]) -> str:
     if setup["mode"] == "concurrent":
         return f"All at once: what is measured is contention, n = {rounds}."
     how = "held beside each other" if record["held"] else "loaded for every turn, as memory had no room for all"
-    return f"One engine at a time, {how}; order shuffled in each of {rounds} rounds with seed {setup['seed']}."
+    each = "the one round" if rounds == 1 else f"each of {rounds} rounds"
+    return f"One engine at a time, {how}; order shuffled in {each} with seed {setup['seed']}."
 
 
 def result(
@@ -148,10 +149,11 @@ def _output(record: Mapping[str, Any], side: int, prompt: int, hidden: bool) -> 
     figures = f"{format_count(len(output['token_ids']))} tokens"
     if output["finish_reason"] == "length":
         figures += ", cut at the limit"
+    told: View = {"figures": figures, "run": None if hidden else output.get("run")}
     if start is None:
         same = len(text) if not hidden and _is_compared(record, side, prompt) else 0
-        return {"same": text[:same], "first": "", "rest": text[same:], "parted": False, "figures": figures}
-    return {"same": text[:start], "first": text[start:end], "rest": text[end:], "parted": True, "figures": figures}
+        return {**told, "same": text[:same], "first": "", "rest": text[same:], "parted": False}
+    return {**told, "same": text[:start], "first": text[start:end], "rest": text[end:], "parted": True}
 
 
 def _parted(record: Mapping[str, Any], side: int, prompt: int) -> list[tuple[int, int]]:
@@ -331,6 +333,10 @@ def _against(one: Against, row: Row) -> View:
         unit = " points" if kind == "share" else ""
         text = f"{_percent(one.difference * 100) if kind == 'share' else _signed(one.difference)}{unit}"
         return {"text": text, "interval": None, "strong": False, "clear": True, "tip": None}
+    if ratio.median == 0:  # of a number there is nothing left: no ratio says that
+        shown = quantity(abs(one.difference), kind)
+        text = f"−{shown.number}{f' {shown.unit}' if shown.unit else ''}"
+        return {"text": text, "interval": None, "strong": False, "clear": one.is_clear, "tip": None}
     clear = one.is_clear or ratio.n == 1
     view: View = {"strong": False, "clear": clear, "tip": None if clear else UNCLEAR}
     times = max(ratio.median, 1 / ratio.median)

@@ -4,7 +4,6 @@ A benchmark is a process of its own, so that the page stays usable and a fault o
 chat's engine stands still meanwhile: two engines on one machine would measure each other.
 """
 
-import contextlib
 import json
 import logging
 import re
@@ -140,8 +139,10 @@ class LabRunner:
             logger.exception("a benchmark's result could not be kept")
             job.error = "The result could not be kept because of a fault in the playground; its log says more."
         finally:
-            with contextlib.suppress(Exception):
+            try:
                 end()
+            except Exception:
+                logger.exception("the machine could not be given back after a benchmark")
             job.state = state
 
     def _result(self, job: Job, file: Path, status: int) -> tuple[str | None, str | None]:

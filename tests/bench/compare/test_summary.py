@@ -62,10 +62,12 @@ def test_a_metric_that_nobody_has_is_no_row() -> None:
     assert rows == []
 
 
-def test_the_formula_takes_the_acceptance_of_every_position() -> None:
+def test_the_formula_takes_the_acceptance_of_every_position_and_the_drafts_of_every_step() -> None:
     runs = [
-        {"reached": [10, 5], "accepted": [5, 4]},
-        {"reached": [10, 5], "accepted": [5, 0]},
+        {"reached": [10, 5], "accepted": [5, 4], "rows": [0, 0, 10]},
+        {"reached": [10, 5], "accepted": [5, 0], "rows": [10, 0, 10]},
     ]
-    assert predicted_tokens_per_step(runs) == pytest.approx(1 + 0.5 + 0.5 * 0.4)
-    assert predicted_tokens_per_step([{"reached": [], "accepted": []}]) is None
+    always = 1 + 0.5 + 0.5 * 0.4
+    assert predicted_tokens_per_step(runs) == pytest.approx((20 * always + 10) / 30)  # in ten steps there was no draft
+    assert predicted_tokens_per_step([{"reached": [], "accepted": [], "rows": [5]}]) is None
+    assert predicted_tokens_per_step([{"reached": [4], "accepted": [2], "rows": None}]) is None

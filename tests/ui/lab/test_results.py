@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from playground.ui.lab.reports import INCOMPLETE, UNKNOWN, view
-from playground.ui.lab.reports.section import DARK, LIGHT
+from playground.ui.lab.reports.charts import DARK, LIGHT
 from playground.ui.lab.reports.speculation import points
 from playground.ui.lab.results import SHIPPED, ResultError, ResultFiles, ResultInfo, machine_text
 from playground.ui.lab.routes import result

@@ -6,21 +6,8 @@ from typing import Any
 
 from playground.bench.report import STEP_PARTS
 from playground.telemetry.format import format_percent, format_rate
-from playground.ui.lab.reports.section import (
-    PATTERNS,
-    Data,
-    Palette,
-    Section,
-    cells,
-    chart,
-    one_line,
-    reach,
-    safe,
-    seconds,
-    span,
-    times,
-    whiskers,
-)
+from playground.ui.lab.reports.charts import PATTERNS, Palette, chart, one_line, safe, whiskers
+from playground.ui.lab.reports.section import Data, Section, cells, reach, seconds, span, times
 
 
 def sections(data: Data) -> Iterator[Section]:

@@ -1,26 +1,13 @@
 """Results with one table and one picture: shared blocks, quantization, compression, ceilings, kernels."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from playground.bench.ceilings import limits
 from playground.telemetry.format import MISSING, format_bytes, format_count, format_number, format_percent
-from playground.ui.lab.reports.section import (
-    PATTERNS,
-    SYMBOLS,
-    Data,
-    Palette,
-    Section,
-    cells,
-    chart,
-    one_line,
-    reach,
-    safe,
-    seconds,
-    span,
-    times,
-    whiskers,
-)
+from playground.ui.lab.reports.charts import PATTERNS, SYMBOLS, Palette, chart, one_line, safe, whiskers
+from playground.ui.lab.reports.section import Data, Section, cells, reach, seconds, span, times
 
 FLOOR = 0.001
 """Percent: the least change of perplexity on the logarithmic axis."""
@@ -81,39 +68,6 @@ def _width(row: Data) -> str:
 def quantization(data: Data) -> Iterator[Section]:
     rows, plan = data["rows"], data["plan"]
 
-    def draw(palette: Palette) -> Any:
-        from plotly.graph_objects import Scatter
-
-        traces = []
-        for number, batch in enumerate(dict.fromkeys(row["batch"] for row in rows)):
-            mine = [row for row in rows if row["batch"] == batch]
-            ratios = [row["ratio"] for row in mine]
-            low, high = [row["ratio_min"] for row in mine], [row["ratio_max"] for row in mine]
-            color = palette.series[number % 5]
-            traces.append(
-                Scatter(
-                    x=ratios, y=[safe(row["method"]) for row in mine], mode="markers", name=f"{safe(batch)} at once",
-                    marker={"color": color, "symbol": SYMBOLS[number % 5], "size": 9},
-                    error_x=whiskers(ratios, low, high, color), hovertemplate="%{y}: %{x:.3g}×<extra></extra>",
-                )
-            )  # fmt: skip
-        bounds = {row["method"]: row["bound"] for row in rows}
-        traces.append(
-            Scatter(
-                x=list(bounds.values()), y=[safe(name) for name in bounds], mode="markers",
-                name="bound: only reads weights", hovertemplate="%{y}: %{x:.3g}× at most<extra></extra>",
-                marker={"color": palette.mute, "symbol": "line-ns-open", "size": 15, "line": {"width": 2}},
-            )
-        )  # fmt: skip
-        return chart(
-            palette,
-            traces,
-            x={"title": "decode speed over unquantized", "rangemode": "tozero"},
-            y={"title": "", "autorange": "reversed", "type": "category"},
-            height=100 + 40 * len(bounds),
-            shapes=[one_line(palette)],
-        )
-
     yield Section(
         f"Decoding: {plan['model']}, {plan['dtype']}",
         (
@@ -143,7 +97,7 @@ def quantization(data: Data) -> Iterator[Section]:
         ),
         f"Medians of {plan['repeats']} pairs.",
         1,
-        draw,
+        partial(_speeds, rows),
         "; ".join(f"{row['method']}, {row['batch']} at once: {times(row['ratio'])}" for row in rows),
     )
     if data["crossovers"]:
@@ -157,6 +111,40 @@ def quantization(data: Data) -> Iterator[Section]:
             data["definitions"].get("crossover", ""),
             2,
         )
+
+
+def _speeds(rows: list[Data], palette: Palette) -> Any:
+    from plotly.graph_objects import Scatter
+
+    traces = []
+    for number, batch in enumerate(dict.fromkeys(row["batch"] for row in rows)):
+        mine = [row for row in rows if row["batch"] == batch]
+        ratios = [row["ratio"] for row in mine]
+        low, high = [row["ratio_min"] for row in mine], [row["ratio_max"] for row in mine]
+        color = palette.series[number % 5]
+        traces.append(
+            Scatter(
+                x=ratios, y=[safe(row["method"]) for row in mine], mode="markers", name=f"{safe(batch)} at once",
+                marker={"color": color, "symbol": SYMBOLS[number % 5], "size": 9},
+                error_x=whiskers(ratios, low, high, color), hovertemplate="%{y}: %{x:.3g}×<extra></extra>",
+            )
+        )  # fmt: skip
+    bounds = {row["method"]: row["bound"] for row in rows}
+    traces.append(
+        Scatter(
+            x=list(bounds.values()), y=[safe(name) for name in bounds], mode="markers",
+            name="bound: only reads weights", hovertemplate="%{y}: %{x:.3g}× at most<extra></extra>",
+            marker={"color": palette.mute, "symbol": "line-ns-open", "size": 15, "line": {"width": 2}},
+        )
+    )  # fmt: skip
+    return chart(
+        palette,
+        traces,
+        x={"title": "decode speed over unquantized", "rangemode": "tozero"},
+        y={"title": "", "autorange": "reversed", "type": "category"},
+        height=100 + 40 * len(bounds),
+        shapes=[one_line(palette)],
+    )
 
 
 def compression(data: Data) -> Iterator[Section]:
@@ -287,43 +275,7 @@ def ceilings(data: Data) -> Iterator[Section]:
 def kernels(data: Data) -> Iterator[Section]:
     measured = data.get("kernels")
     if measured is not None:
-        note = "A rehearsal without a GPU: every case ran once at a tiny size, and nothing was measured."
-        if not data["rehearsal"]:
-            top = measured["ceilings"]
-            note = (
-                f"Ceilings of this run: copy {top['copy_bytes_per_second'] / 1e12:.3g} TB/s, bfloat16 products "
-                f"{top['matmul_flops'] / 1e12:.3g} TFLOP/s."
-            )
-        timed = [row for row in measured["rows"] if row["speedup"] is not None]
-
-        def draw(palette: Palette) -> Any:
-            from plotly.graph_objects import Scatter
-
-            return chart(
-                palette,
-                [
-                    Scatter(
-                        x=[row["speedup"] for row in timed], y=[safe(f"{r['op']}, {r['shape']}") for r in timed],
-                        mode="markers", marker={"color": palette.ours, "size": 8},
-                        hovertemplate="%{y}: %{x:.3g}×<extra></extra>",
-                    )
-                ],
-                x={"title": "times as fast as the best peer", "type": "log"},
-                y={"title": "", "autorange": "reversed", "type": "category"},
-                height=70 + 20 * len(timed),
-                legend=False,
-                shapes=[one_line(palette)],
-            )  # fmt: skip
-
-        yield Section(
-            "Kernels",
-            ("op", "shape", "ours, µs", "best peer, µs", "speed-up", "of copy", "of products", "to be reached"),
-            tuple(_kernel(row) for row in measured["rows"]),
-            note,
-            2,
-            draw if timed else None,
-            "; ".join(f"{row['op']}, {row['shape']}: {times(row['speedup'])}" for row in timed),
-        )
+        yield _kernels(measured, data["rehearsal"])
     steps = [row for row in data.get("engine", []) if "step_ms" in row]
     if steps:
         yield Section(
@@ -341,6 +293,46 @@ def kernels(data: Data) -> Iterator[Section]:
                 for row in steps
             ),
         )
+
+
+def _kernels(measured: Data, rehearsal: bool) -> Section:
+    note = "A rehearsal without a GPU: every case ran once at a tiny size, and nothing was measured."
+    if not rehearsal:
+        top = measured["ceilings"]
+        note = (
+            f"Ceilings of this run: copy {top['copy_bytes_per_second'] / 1e12:.3g} TB/s, bfloat16 products "
+            f"{top['matmul_flops'] / 1e12:.3g} TFLOP/s."
+        )
+    timed = [row for row in measured["rows"] if row["speedup"] is not None]
+    return Section(
+        "Kernels",
+        ("op", "shape", "ours, µs", "best peer, µs", "speed-up", "of copy", "of products", "to be reached"),
+        tuple(_kernel(row) for row in measured["rows"]),
+        note,
+        2,
+        partial(_speed_ups, timed) if timed else None,
+        "; ".join(f"{row['op']}, {row['shape']}: {times(row['speedup'])}" for row in timed),
+    )
+
+
+def _speed_ups(timed: list[Data], palette: Palette) -> Any:
+    from plotly.graph_objects import Scatter
+
+    return chart(
+        palette,
+        [
+            Scatter(
+                x=[row["speedup"] for row in timed], y=[safe(f"{r['op']}, {r['shape']}") for r in timed],
+                mode="markers", marker={"color": palette.ours, "size": 8},
+                hovertemplate="%{y}: %{x:.3g}×<extra></extra>",
+            )
+        ],
+        x={"title": "times as fast as the best peer", "type": "log"},
+        y={"title": "", "autorange": "reversed", "type": "category"},
+        height=70 + 20 * len(timed),
+        legend=False,
+        shapes=[one_line(palette)],
+    )  # fmt: skip
 
 
 def _kernel(row: Data) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ from functools import partial
 from typing import Any
 
 from playground.telemetry.format import format_count, format_percent
-from playground.ui.lab.reports.section import SYMBOLS, Data, Palette, Section, cells, chart, reach, safe, seconds, span
+from playground.ui.lab.reports.charts import SYMBOLS, Palette, chart, safe
+from playground.ui.lab.reports.section import Data, Section, cells, reach, seconds, span
 
 
 def sections(data: Data) -> Iterator[Section]:

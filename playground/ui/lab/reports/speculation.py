@@ -4,19 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from playground.telemetry.format import format_number, format_percent
-from playground.ui.lab.reports.section import (
-    SYMBOLS,
-    Data,
-    Palette,
-    Section,
-    cells,
-    chart,
-    one_line,
-    safe,
-    span,
-    times,
-    whiskers,
-)
+from playground.ui.lab.reports.charts import SYMBOLS, Palette, chart, one_line, safe, whiskers
+from playground.ui.lab.reports.section import Data, Section, cells, span, times
 
 
 def label(row: Data) -> str:

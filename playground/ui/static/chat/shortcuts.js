@@ -6,13 +6,14 @@
   const KEYS = [
     [["Enter"], "Send the message"], [["Shift", "Enter"], "New line"], [["Esc"], "Stop the reply, or leave the message box"],
     [["Ctrl", "Enter"], "Write the last reply again"], [["1"], "Text"], [["2"], "Speculation"], [["3"], "Confidence"], [["4"], "Timing"],
-    [["←", "→"], "From token to token, once one has the focus"], [["Ctrl", "K"], "Search the chats"], [["Ctrl", "B"], "Show or hide the chats"], [["?"], "This sheet"],
+    [["←", "→"], "From token to token, once one has the focus"], [["Ctrl", "K"], "Search the chats"], [["Ctrl", "B"], "Show or hide the chats"], 
+    [["Space"], "Hold the map of blocks still, once it has the focus"], [["↑", "↓", "←", "→"], "Read the values of a picture that has the focus"], [["?"], "This sheet"],
   ];
 
   let sheet = null;
   P.calls.keys = () => {
     if (!sheet) {
-      const rows = KEYS.flatMap(([keys, text]) => [el("dt", {}, ...keys.flatMap((key, i) => [i ? (key === "→" ? " " : " + ") : "", el("kbd", { text: key })])), el("dd", { text })]);
+      const rows = KEYS.flatMap(([keys, text]) => [el("dt", {}, ...keys.flatMap((key, i) => [i ? (/[←-↓]/.test(key) ? " " : " + ") : "", el("kbd", { text: key })])), el("dd", { text })]);
       const close = el("button", { class: "button", type: "button", text: "Close", onclick: () => sheet.close() });
       sheet = el("dialog", { class: "sheet", "aria-label": "Keyboard shortcuts", onclick: (event) => { if (event.target === sheet) sheet.close(); } },
         el("h2", { text: "Keyboard shortcuts" }), el("dl", {}, ...rows), el("p", { class: "caption", text: "1 to 4 and ? work outside of text boxes; inside one, hold Alt with them." }), close);

@@ -66,7 +66,7 @@
       const row = rows[i];
       if (row[LOGPROB] === null) return "Probability: — (it was not asked for)";
       const rivals = row[TOP].map(([text, logprob]) => `${probability(logprob)}  ${quoted(text)}`);
-      return [`Probability ${probability(row[LOGPROB])}, measured. The most probable in its place:`, ...rivals].join("\n");
+      return [`Probability ${probability(row[LOGPROB])}, measured: log-probability ${P.written(format.number(row[LOGPROB])).replace("-", "−")}. The most probable in its place:`, ...rivals].join("\n");
     },
     timing: (rows, i, typical) => {
       const gap = gapBefore(rows, i);

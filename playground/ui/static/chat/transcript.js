@@ -43,6 +43,21 @@
     const retry = () => action("Retry", "Write this reply again; this one stays as a version. Ctrl+Enter", () => again("retry"));
     P.calls.retry = () => { if (!P.state.running && P.state.head) again("retry"); };
 
+    // The recording of the run that wrote a reply: it is stored a moment after the reply.
+    const RECORDED_MS = [0, 400, 1200];
+    const replay = (id) => {
+      const button = action("Replay", "Play this reply again step by step, on the Requests page", async () => {
+        for (const wait of RECORDED_MS) {
+          await new Promise((done) => window.setTimeout(done, wait));
+          const run = await fetch(new URL(`chats/run/${id}`, document.baseURI)).then((answer) => (answer.ok ? answer.json() : null), () => null);
+          if (run !== null) { window.location.hash = `requests/${run}`; return; }
+        }
+        button.textContent = "Not recorded";
+        button.disabled = true;
+      });
+      return button;
+    };
+
     // Where branches part: which version this is, and the ways to its neighbours.
     const versions = (message, idle) => {
       if (!message.versions) return null;
@@ -66,7 +81,7 @@
       const how = STATUS[message.status] || (message.cut ? "Cut off at the most tokens in a reply" : null);
       const state = how ? el("span", { class: "state", text: message.error ? `${how}: ${message.error}` : how }) : null;
       const copy = action("Copy", "Copy the reply as it was written", async () => { await P.copy(message.text); copy.textContent = "Copied"; setTimeout(() => { copy.textContent = "Copy"; }, 1500); });
-      const actions = el("div", { class: "actions" }, message.text ? copy : null);
+      const actions = el("div", { class: "actions" }, message.text ? copy : null, message.status ? replay(message.id) : null);
       if (last) {
         if (message.continuable) actions.append(action("Continue", "Go on where this reply ended; this one stays as a version", () => again("extend")));
         actions.append(retry());

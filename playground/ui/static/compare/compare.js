@@ -110,7 +110,7 @@
       const output = shown && shown.outputs[prompt];
       const body = form ? form.node
         : shown && shown.error ? el("p", { class: "problem", text: shown.error })
-          : output ? [P.compare.output(output), el("p", { class: "figures-line", text: output.figures })]
+          : output ? [P.compare.output(output), P.compare.figures(output)]
             : el("p", { class: "wait", text: view.running ? "Its text will appear here once it has been warmed up." : "Its text will appear here. Change its settings, then run." });
       return el("section", { class: `col${form ? " editing" : ""}`, "aria-label": `${letter} ${shown ? shown.name : own.name}` }, head, differs ? el("p", { class: "differs", text: differs }) : null, ...[body].flat());
     };
@@ -215,6 +215,6 @@
     });
     P.stream.onState((connected) => { if (connected && view.following) send("ended", { number: view.following }); });
     refresh();
-    P.pages.onShow((name) => { if (name === "compare") refresh(); });
+    P.pages.onShow((name) => { if (name === "compare") { refresh(); address(); } });
   };
 })();

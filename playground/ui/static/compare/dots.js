@@ -6,7 +6,7 @@
   const ROW = 52;
   const TOP = 6;
   const LEFT = 30;
-  const RIGHT = 56;
+  const RIGHT = 64;
 
   const step = (span) => {
     const power = 10 ** Math.floor(Math.log10(span / 4));
@@ -34,6 +34,7 @@
       g.font = P.FONT;
       g.textBaseline = "middle";
       g.textAlign = "center";
+      let end = 0; // of the last label
       for (let i = 0; i * tick <= top * 1.02 + tick; i += 1) {
         const at = x(i * tick);
         if (at > width - RIGHT + 1) break;
@@ -41,9 +42,10 @@
         g.beginPath(); g.moveTo(Math.round(at) + 0.5, TOP); g.lineTo(Math.round(at) + 0.5, bottom); g.stroke();
         g.fillStyle = P.color("mute");
         g.fillText(P.axisLabel(i * tick), at, bottom + 14);
+        end = at + g.measureText(P.axisLabel(i * tick)).width / 2;
       }
       g.textAlign = "left";
-      g.fillText(row.unit, width - RIGHT + 14, bottom + 14);
+      g.fillText(row.unit, end + 5, bottom + 14);
       placed = [];
       row.dots.forEach((runs, side) => {
         const middle = TOP + ROW * side + ROW / 2;

@@ -10,13 +10,18 @@
     output.parted ? el("span", { class: "parting", "data-tip": "The texts part here.", tabindex: "0", text: output.first || " " }) : null,
     el("span", { text: output.rest }));
 
+  P.compare.figures = (output) => el("p", { class: "figures-line" }, output.figures, output.run ? " · " : null,
+    output.run ? el("a", { href: `#requests/${output.run}`, text: "replay it", "data-tip": "The run that wrote this text, step by step on the Requests page: its blocks, drafts and times. It was a warm-up, so its times are not those below." }) : null);
+
   P.compare.promptLine = (result, at, go) => {
     const many = result.prompts.length > 1;
+    const parted = result.bands.map((bands, prompt) => (bands.some((band) => band.parted) ? prompt : -1)).filter((prompt) => prompt >= 0 && prompt !== at);
+    const next = parted.find((prompt) => prompt > at) ?? parted[0] ?? -1;
     const button = (name, label, to) => el("button", { class: "tool", type: "button", "aria-label": label, disabled: to < 0 || to >= result.prompts.length, onclick: () => go(to), text: name });
     return el("div", { class: "prompt-line" },
       many ? el("span", { class: "step-through" }, button("‹", "The prompt before", at - 1), el("span", { text: `Prompt ${at + 1} of ${result.prompts.length}` }), button("›", "The next prompt", at + 1)) : el("span", { class: "step-through", text: "Prompt" }),
       el("span", { class: "asked", text: result.prompts[at], title: result.prompts[at] }),
-      result.agreement ? el("span", { class: "agreement", text: result.agreement }) : null);
+      result.agreement ? el("span", { class: "agreement" }, result.agreement, next < 0 ? null : " · ", next < 0 ? null : el("button", { type: "button", class: "link", text: "next difference", onclick: () => go(next) })) : null);
   };
 
   P.compare.bands = (bands, coupled) => el("div", { class: "bands" }, ...bands.map((band) => el("div", {},

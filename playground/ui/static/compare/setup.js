@@ -15,7 +15,7 @@
       const runs = `${draft.warmups} warm-up${draft.warmups === "1" ? "" : "s"}, n = ${draft.repeats}`;
       return draft.mode === "concurrent" ? `Concurrent, ${runs}: shows contention` : `Sequential, ${runs}, order shuffled`;
     },
-    sampling: (draft) => `${Number(draft.temperature) === 0 ? "Greedy" : `Temperature ${draft.temperature}`}, ${draft.max_tokens} tokens, seed ${draft.seed}`,
+    sampling: (draft) => `${Number(draft.temperature) === 0 ? "Greedy" : `T = ${draft.temperature}`}, ${draft.max_tokens} tokens, seed ${draft.seed}`,
   };
   P.compare.labels = labels;
 
@@ -68,5 +68,5 @@
 
   P.compare.saved = (saved, open, remove) => el("ul", { class: "saved" }, ...saved.map((one) => el("li", {},
     el("button", { type: "button", class: "open", onclick: () => open(one.id) }, el("span", { text: one.title }), el("small", { text: `${P.compare.when(one.created)}${one.voted ? " · voted" : ""}` })),
-    el("button", { type: "button", class: "tool", "aria-label": `Delete ${one.title}`, onclick: () => remove(one.id) }, P.icon("trash")))));
+    P.sureButton({ class: "tool", "aria-label": `Delete ${one.title}`, face: () => P.icon("trash"), sure: "Delete?", act: () => remove(one.id) }))));
 })();

@@ -27,6 +27,7 @@
     close: "M4 4l8 8M12 4l-8 8",
     pause: "M5.5 4v8M10.5 4v8",
     play: "M5.5 3.8v8.4l6.5-4.2z",
+    contrast: "M8 2.5a5.5 5.5 0 1 0 0 11a5.5 5.5 0 0 0 0-11zM8 2.5v11M10 3v10M12 4.4v7.2",
     download: "M8 2.5v7.5M4.8 7L8 10.2 11.2 7M3 13.2h10",
   };
   P.icon = (name) => {
@@ -64,6 +65,24 @@
     return el("span", {}, el("span", { class: "long", text: label }), el("span", { class: "short", text: short }));
   };
 
+  // A button for what cannot be undone: the first click asks, the second one does it. It stays armed for as long as it
+  // is attended to; a click or the focus elsewhere, or Escape, lets go of it. `face()` is what it shows at rest.
+  P.sureButton = ({ face, sure, act, ...props }) => {
+    let armed = false;
+    const elsewhere = (event) => { if (!node.contains(event.target)) arm(false); };
+    const arm = (now) => {
+      armed = now;
+      node.replaceChildren(now ? sure : face());
+      if (now) document.addEventListener("pointerdown", elsewhere, true); else document.removeEventListener("pointerdown", elsewhere, true);
+    };
+    const node = el("button", {
+      type: "button", ...props, onblur: () => arm(false),
+      onclick: () => { const now = armed; arm(!now); if (now) act(); },
+      onkeydown: (event) => { if (event.key === "Escape" && armed) { event.preventDefault(); arm(false); } },
+    }, face());
+    return node;
+  };
+
   P.count = (value) => value.toLocaleString("en-US");
 
   // The conversation stays at its end while it grows, unless the reader scrolled up.
@@ -99,8 +118,14 @@
 
   // One tooltip for the page, for whatever carries data-tip; shown on hover and on keyboard focus, hidden by Escape.
   const tip = P.el("div", { class: "tip", role: "tooltip", id: "playground-tip", hidden: true });
+  // Definitions say in their first words what they define and whether that is measured or estimated: this is shown as a badge.
+  const DEFINITION = /^((?:[^,:]+, )?)(measured|estimated)\b/i;
+  const fillTip = (text) => {
+    const [whole, name, kind] = text.match(DEFINITION) || ["", "", ""];
+    tip.replaceChildren(el("b", { text: name }), ...(kind ? [el("span", { class: "kind", text: kind })] : []), text.slice(whole.length));
+  };
   const placeTip = (text, at) => {
-    if (tip.textContent !== text) tip.textContent = text;
+    if (tip.textContent !== text) fillTip(text);
     tip.hidden = false;
     if (!tip.isConnected) document.body.append(tip);
     tip.style.maxWidth = `${Math.min(320, window.innerWidth - 16)}px`;

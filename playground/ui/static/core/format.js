@@ -7,12 +7,14 @@
   const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   const known = (value) => typeof value === "number" && Number.isFinite(value);
 
+  const writers = []; // by decimals: making one takes far longer than using it
   const digits = (value) => {
     if (value === 0) return "0";
     const rounded = Number(value.toPrecision(3));
     if (Math.abs(rounded) < 0.001) return value > 0 ? "<0.001" : ">-0.001";
     const decimals = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(rounded))));
-    return rounded.toLocaleString("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+    writers[decimals] ||= new Intl.NumberFormat("en-US", { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+    return writers[decimals].format(rounded);
   };
 
   P.format = {
@@ -32,5 +34,7 @@
       return [digits(value), UNITS[power]];
     },
   };
+  // A length of time that was chosen and not measured: "4 s".
+  P.spanText = (value) => (value % 1000 === 0 ? `${value / 1000} s` : P.written(P.format.ms(value)));
   P.written = ([number, unit]) => (unit ? `${number} ${unit}` : number);
 })();

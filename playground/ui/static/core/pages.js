@@ -8,13 +8,13 @@
   document.head.append(rule);
   const listeners = [];
   let titles = new Map();
-  let app = "";
+  let [app, home] = ["", ""]; // the page's name, and the page that opens where the address names none
 
   const pages = P.pages = {
     current: "",
     onShow: (listener) => { listeners.push(listener); if (pages.current) listener(pages.current); },
     show: (name) => {
-      if (!titles.has(name)) [name] = titles.keys();
+      if (!titles.has(name)) name = home;
       if (name === pages.current) return;
       pages.current = name;
       rule.textContent = `#page > .page:not(#page-${name}) { display: none !important; }`;
@@ -29,15 +29,14 @@
   };
   const says = new Map();
   const retitle = () => {
-    const [first] = titles.keys();
-    const text = says.get(pages.current) || (pages.current === first ? "" : titles.get(pages.current));
+    const text = says.get(pages.current) || (pages.current === home ? "" : titles.get(pages.current));
     document.title = text ? `${text} · ${app}` : app;
   };
   const wanted = () => window.location.hash.slice(1).split(/[?/]/)[0];
   window.addEventListener("hashchange", () => pages.show(wanted()));
 
   P.mountTopbar = (element, config) => {
-    app = config.name;
+    [app, home] = [config.name, config.home];
     titles = new Map(config.pages.map((page) => [page.name, page.title]));
     const menu = el("button", { class: "tool menu", type: "button", "aria-label": "Chats", "aria-expanded": "false", onclick: () => { pages.show("chat"); P.calls.drawer(); } }, P.icon("menu"));
     P.calls.drawerChanged = (open) => menu.setAttribute("aria-expanded", String(open));
@@ -45,7 +44,7 @@
     const chips = el("span", { class: "about" });
     const step = el("span", { class: "chip step", "data-tip": "Engine steps since the start: each runs the model once over whatever is due.", tabindex: "0", hidden: true });
     const lost = el("span", { class: "chip lost", role: "status", hidden: true, "data-tip": "Nothing comes from the playground at present: what is shown is the last that came. It is tried again every few seconds." });
-    element.append(el("header", { class: "topbar" }, el("h1", { text: config.name }), links, el("span", { class: "spacer" }), el("div", { class: "chips" }, lost, chips, step), menu));
+    element.append(el("header", { class: "topbar" }, el("h1", { text: config.name }), links, el("span", { class: "spacer" }), el("div", { class: "chips" }, lost, chips, step), P.themeButton(), menu));
     let said = "";
     P.host.onChange((host) => {
       const loading = host.loading && !host.loading.ended ? host.loading : null;

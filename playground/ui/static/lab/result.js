@@ -4,22 +4,13 @@
   const P = window.Playground;
   const { el } = P;
   const L = P.lab;
-  const SURE_MS = 4000;
 
   L.result = (id, actions) => {
     const node = el("article", { class: "result", "aria-busy": "true" }, el("p", { class: "note", text: "Reading the result." }));
     const plots = [];
     const problem = el("p", { class: "problem", role: "alert", hidden: true });
 
-    const remove = () => {
-      let timer = 0;
-      const button = el("button", { class: "button", type: "button", text: "Delete", onclick: () => {
-        if (timer) { window.clearTimeout(timer); actions.remove(id); return; }
-        button.textContent = "Delete for good?";
-        timer = window.setTimeout(() => { timer = 0; button.textContent = "Delete"; }, SURE_MS);
-      } });
-      return button;
-    };
+    const remove = () => P.sureButton({ class: "button", face: () => "Delete", sure: "Delete for good?", act: () => actions.remove(id) });
 
     const section = (one) => {
       const parts = [el("h3", { text: one.title })];

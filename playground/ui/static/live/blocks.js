@@ -1,6 +1,7 @@
 // The map of the KV cache: one square a physical block, in the order of their ids, and below it the block table of the
 // request that is followed. Only squares that changed are drawn again. Blocks are handed out from the lowest id, so the map
-// begins small and grows when a block beyond its end is used for the first time.
+// begins small and grows when a block beyond its end is used for the first time. Held still, it can be moved through the last
+// half minute: what is shown then is a store of its own that plays the frames that were kept.
 (() => {
   "use strict";
   const P = window.Playground;
@@ -24,29 +25,33 @@
 
   P.view("blocks", {
     title: "KV blocks",
-    tip: "The physical blocks of the KV cache. A block keeps the keys and values of so many tokens; a square is filled as far as its block is. Blocks that nobody holds but whose content is kept are cached: a prompt that begins alike finds them. Filled: how many of the token slots of the blocks in use hold a token.",
+    tip: "The physical blocks of the KV cache. Click one to follow the request that holds it. A block keeps the keys and values of so many tokens; a square is filled as far as its block is. Blocks that nobody holds but whose content is kept are cached: a prompt that begins alike finds them. Filled: how many of the token slots of the blocks in use hold a token.",
     mount: (view) => {
       const { store } = view;
       const map = P.canvas({ label: "Map of the KV blocks", height: 168, className: "map" });
       const table = P.canvas({ label: "Block table", height: TABLE_HEIGHT });
-      const pause = el("button", { class: "tool small", type: "button", "aria-pressed": "false", "aria-label": "Pause the map", "data-tip": "Hold the map still while the engine goes on (Space on the map)" }, P.icon("pause"));
+      const pause = el("button", { class: "tool small", type: "button", hidden: !store.kept, "aria-pressed": "false", "aria-label": "Pause the map", "data-tip": "Hold the map still while the engine goes on, and go back in time (Space on the map)" }, P.icon("pause"));
+      const place = el("input", { type: "range", min: "0", step: "1", "aria-label": "Moment that the map shows" });
+      const clock = el("span", { class: "note" });
+      const scrub = el("div", { class: "below scrub", hidden: true }, el("span", { text: "Moment" }), place, clock);
       const scale = el("span", { class: "scale" });
       const legend = el("div", { class: "legend" },
-        ...[["kv", "this request"], ["other", "another"], ["hatched", "shared"], ["idle", "cached, idle"], ["outlined", "empty"]].map(([kind, text]) =>
-          el("span", {}, el("i", ["kv", "other", "idle"].includes(kind) ? { style: `background: var(--pg-${kind})` } : { class: kind }), text)), scale);
+        ...[["kv", "this request"], ["other", "another"], ["hatched", "shared"], ["idle", "cached, idle"], ["outlined", "empty"], ["copied", "just copied"]].map(([kind, text]) =>
+          el("span", kind === "copied" ? { hidden: true, class: "rare", "data-tip": "Copy on write: a request was about to write into a block that others hold too, and was given a copy of its own. Its square is marked for a moment.", tabindex: "0" } : {}, el("i", ["kv", "other", "idle"].includes(kind) ? { style: `background: var(--pg-${kind})` } : { class: kind }), text)), scale);
       view.tools.append(pause);
       const choice = el("select", { "aria-label": "Request to follow" });
       const tableNote = el("span", { class: "note" });
       const empty = el("p", { class: "none", hidden: true, text: "This engine keeps no KV cache: every step computes all tokens again, and there are no blocks." });
       const below = el("div", { class: "below" }, el("span", { text: "Block table of", "data-tip": "Where the tokens of one request lie: its first block, its second, and so on, each with the number of the physical block. Point at one to find it in the map." }), choice, tableNote);
-      view.body.append(map.node, legend, below, table.node, empty);
+      view.body.append(map.node, scrub, legend, below, table.node, empty);
 
       let span = FIRST_BLOCKS; // blocks shown, if there are as many
       let squares = 0; // that show them; each is `bucket` blocks
       let bucket = 1;
       let grid = null;
       let dirty = null; // squares to draw again; null: all
-      let frozen = null; // what is shown while paused
+      let heldOf = null; // epoch of what is held still
+      let player = null; // while held still: plays what was kept into a store of its own
       let pointed = null; // the block under the pointer or the keyboard, in either picture
       let flashing = new Map(); // block id -> when its flash ends
       let lastCopy = 0;
@@ -54,8 +59,8 @@
       let drawnTail = null;
       let epoch = null;
 
-      const shown = () => frozen || store;
-      const followed = () => (frozen ? frozen.followed : store.followed);
+      const shown = () => (player ? player.store : store);
+      const followed = () => shown().followed;
       const idsOf = (square) => { const first = 1 + square * bucket; const ids = []; for (let id = first; id < first + bucket && id < shown().fill.length; id++) ids.push(id); return ids; };
       const squareOf = (id) => Math.floor((id - 1) / bucket);
       const tailOf = (request) => shown().tables.get(request)?.at(-1) ?? null;
@@ -113,8 +118,22 @@
             g.restore();
           }
         }
-        const ring = ids.includes(pointed) ? "ink" : ids.some((id) => flashing.has(id)) ? "rejected" : ids.includes(drawnTail) ? "ink" : null;
-        if (ring) { g.strokeStyle = P.color(ring); g.lineWidth = gap > 2 ? 1.5 : 1; g.strokeRect(x + 0.5, y + 0.5, w, h); }
+        if (ids.some((id) => flashing.has(id))) { g.fillStyle = P.color("ink"); g.fillRect(...inner); }
+        if (ids.includes(pointed) || ids.includes(drawnTail)) { g.strokeStyle = P.color("ink"); g.lineWidth = gap > 2 ? 1.5 : 1; g.strokeRect(x + 0.5, y + 0.5, w, h); }
+      };
+
+      // Copies of the last moment: of the engine's clock, which stands still with the map and where nothing happens.
+      const flash = () => {
+        const now = performance.now();
+        if (player) flashing = new Map(shown().copies.filter((copy) => copy.time > shown().time - FLASH_MS).map((copy) => [copy.target, Infinity]));
+        else for (const copy of store.copies) {
+          if (copy.time <= lastCopy) continue;
+          lastCopy = copy.time;
+          flashing.set(copy.target, now + FLASH_MS);
+          if (dirty) dirty.add(squareOf(copy.target));
+          window.setTimeout(draw, FLASH_MS + 20);
+        }
+        for (const [id, end] of flashing) if (end <= now) { flashing.delete(id); if (dirty) dirty.add(squareOf(id)); }
       };
 
       const drawMap = () => {
@@ -126,13 +145,7 @@
         if (request !== drawnFor) { dirty = null; drawnFor = request; }
         if (dirty && tail !== drawnTail) for (const id of [tail, drawnTail]) if (id) dirty.add(squareOf(id));
         drawnTail = tail;
-        const now = performance.now();
-        for (const copy of store.copies) {
-          if (copy.time <= lastCopy) continue;
-          lastCopy = copy.time;
-          if (!frozen) { flashing.set(copy.target, now + FLASH_MS); if (dirty) dirty.add(squareOf(copy.target)); window.setTimeout(draw, FLASH_MS + 20); }
-        }
-        for (const [id, end] of flashing) if (end <= now) { flashing.delete(id); if (dirty) dirty.add(squareOf(id)); }
+        flash();
         const surface = map.begin(dirty === null);
         if (!surface) return;
         const all = dirty === null || surface.resized;
@@ -215,7 +228,7 @@
         const square = squareAt(x, y);
         point(square === null ? null : 1 + square * bucket);
         return square === null ? null : aboutSquare(square);
-      });
+      }, { keys: false });
       table.hover((x, y) => {
         const blocks = shown().tables.get(followed()) || [];
         const { columns, pitch } = tableGrid(blocks.length, table.node.clientWidth);
@@ -229,16 +242,26 @@
       });
 
       const setPaused = (paused) => {
-        frozen = paused ? { fill: store.fill.slice(), holders: store.holders.slice(), tables: new Map([...store.tables].map(([id, blocks]) => [id, [...blocks]])), followed: store.followed } : null;
+        if (paused && !store.kept.length) return;
+        heldOf = paused ? store.epoch : null;
+        if (paused) {
+          player = new P.Player([...store.kept], new P.Store());
+          place.max = String(player.frames.length - 1);
+          place.value = place.max;
+          player.show(player.frames.length - 1);
+        } else { player = null; lastCopy = store.time; }
+        scrub.hidden = !player;
+        flashing.clear();
         pause.setAttribute("aria-pressed", String(paused));
         pause.replaceChildren(P.icon(paused ? "play" : "pause"));
-        text();
-        dirty = null;
-        draw();
+        redraw();
       };
-      pause.addEventListener("click", () => setPaused(!frozen));
+      const redraw = () => { dirty = null; text(); draw(); };
+      place.addEventListener("input", () => { player.show(Number(place.value)); redraw(); });
+      pause.addEventListener("click", () => setPaused(!player));
       map.node.addEventListener("keydown", (event) => {
-        if (event.key === " ") { event.preventDefault(); setPaused(!frozen); return; }
+        if (event.key === " " && store.kept) { event.preventDefault(); setPaused(!player); return; }
+        if (event.key === "Enter") { followHolder(); return; }
         const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -(grid?.columns || 1), ArrowDown: grid?.columns || 1 }[event.key];
         if (!by || !grid) return;
         event.preventDefault();
@@ -250,7 +273,9 @@
       });
       map.node.addEventListener("blur", () => { point(null); P.tip.hide(); });
 
-      choice.addEventListener("change", () => { store.follow = choice.value === "" ? null : Number(choice.value); dirty = null; draw(); text(); });
+      choice.addEventListener("change", () => store.choose(choice.value === "" ? null : Number(choice.value)));
+      const followHolder = () => { const [holder] = pointed ? shown().holders[pointed] : []; if (holder !== undefined) store.choose(holder); };
+      map.node.addEventListener("click", followHolder);
       const choose = () => {
         const ids = store.unfinished.map((request) => request.id).sort((a, b) => a - b);
         if (store.follow !== null && !ids.includes(store.follow)) ids.unshift(store.follow);
@@ -264,28 +289,36 @@
       const text = () => {
         const total = store.facts.num_blocks;
         for (const node of [map.node, legend, below, table.node]) node.hidden = !total;
+        pause.hidden = !total || !store.kept;
         empty.hidden = Boolean(total);
         if (!total) { view.note(""); return; }
-        const { blocks_in_use: used, blocks_shared: both, blocks_cached: cached, slots_in_use: slots } = store.now;
+        const { blocks_in_use: used, blocks_shared: both, blocks_cached: cached, slots_in_use: slots } = shown().now;
         const filled = used ? slots / (used * store.facts.block_size) : null;
         const said = [span < total ? `first ${P.count(span)} of ${P.count(total)}` : "", bucket > 1 ? `${bucket} blocks a square` : ""].filter(Boolean).join(" · ");
         if (scale.textContent !== said) scale.textContent = said;
+        if (shown().copies.length) legend.querySelector(".rare").hidden = false;
         const figures = [`${P.count(used)} in use`, `${P.count(both)} shared`, `${P.count(cached)} cached`, `${P.count(total - used - cached)} empty`];
         if (filled !== null) figures.push(`${P.written(format.percent(filled))} filled`);
-        view.note(frozen ? "held still" : figures.join(" · "));
+        view.note(figures.join(" · "));
+        if (player) {
+          clock.textContent = place.value === place.max ? "held still here" : `${P.written(format.ms(player.duration - player.store.time))} before`;
+          place.setAttribute("aria-valuetext", clock.textContent);
+          player.store.follow = store.followed;
+        }
         choose();
-        const request = store.requests.get(store.followed);
-        const blocks = store.tables.get(store.followed) || [];
+        const request = shown().requests.get(followed());
+        const blocks = shown().tables.get(followed()) || [];
         const state = request ? (request.state === "finished" ? "ended" : request.state) : "";
         tableNote.textContent = blocks.length ? `${P.count(blocks.length)} ${blocks.length === 1 ? "block" : "blocks"} · ${P.count(request ? request.computed_tokens : 0)} tokens in them` : state;
         const words = `KV blocks: ${figures.join(", ")}, of ${P.count(total)}.`;
         view.says(words);
         if (!pointed) map.says(`Map of the KV blocks. ${words} Arrow keys go through them.`);
-        table.says(blocks.length ? `Block table of request ${store.followed}: ${blocks.length} blocks, physical numbers ${blocks.slice(0, 40).join(", ")}${blocks.length > 40 ? " and more" : ""}.` : "Block table: no blocks.");
+        table.says(blocks.length ? `Block table of request ${followed()}: ${blocks.length} blocks, physical numbers ${blocks.slice(0, 40).join(", ")}${blocks.length > 40 ? " and more" : ""}.` : "Block table: no blocks.");
       };
 
       store.onFrame(() => {
-        if (frozen || !dirty) return;
+        if (player && store.epoch !== heldOf) setPaused(false); // another engine: what was held still is not of it
+        if (player || !dirty) return;
         if (store.changed === null) dirty = null; else for (const id of store.changed) dirty.add(squareOf(id));
       });
       return { draw, text, redraw: () => { dirty = null; } };

@@ -3,7 +3,7 @@
   "use strict";
   const P = window.Playground;
   const REST_MS = 1500; // samples further apart than this had a rest between them
-  const LEFT = 30;
+  const LEFT = 38;
 
   // Places of samples in a picture of this width, and the sample nearest to a place.
   P.timeAxis = (store, width, left = LEFT, span = store.span) => {

@@ -42,7 +42,7 @@
     let all = true; // the slow ones too
     const paint = () => { queued = 0; if (store.epoch !== null) for (const view of open) if (view.seen && view.draw && (all || !view.slow)) view.draw(); all = false; };
     const queue = (slow = true) => { all ||= slow; if (!queued) queued = window.requestAnimationFrame(paint); };
-    store.onFrame(() => queue(false));
+    store.onFrame(() => { if (!P.calm.matches) queue(false); }); // who wants little motion sees pictures change with the figures
     store.onText(() => { for (const view of open) if (view.text) view.text(); queue(); });
     P.onRepaint(() => { for (const view of open) if (view.redraw) view.redraw(); queue(); });
     return root;

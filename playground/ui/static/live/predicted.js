@@ -41,7 +41,7 @@
 
   P.view("predicted", {
     title: "Predicted and measured",
-    tip: "What the formulas say beside what was measured. The error is measured over predicted, less one; from ten times on, how many times as much.",
+    tip: "What the formulas say beside what was measured. The error is measured over predicted, less one; from three times on, how many times as much.",
     half: true,
     mount: (view) => {
       const { store } = view;
@@ -53,7 +53,7 @@
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, el("span", { class: "offscreen", text: "Quantity" })), ...["predicted", "measured", "error"].map((text) => el("th", { scope: "col", text })))),
         el("tbody", {}, ...cells.map((row) => el("tr", {}, row.name, row.predicted, row.measured, row.error)))));
       const known = (value) => typeof value === "number" && Number.isFinite(value);
-      const signed = (error) => { if (error >= 9) return `× ${P.written(format.number(error + 1))}`; const per = Math.round(error * 100); return per === 0 ? "0 %" : `${per > 0 ? "+" : "−"}${P.count(Math.abs(per))} %`; };
+      const signed = (error) => { if (error >= 2) return `× ${P.written(format.number(error + 1))}`; const per = Math.round(error * 100); return per === 0 ? "0 %" : `${per > 0 ? "+" : "−"}${P.count(Math.abs(per))} %`; };
       const put = (node, text) => { if (node.textContent !== text) node.textContent = text; };
       const text = () => {
         const said = [];

@@ -4,7 +4,7 @@
   const P = window.Playground;
   const { el, format } = P;
   const SPAN_MS = 4000;
-  const LEFT = 34;
+  const LEFT = 38;
   const FEW_ROWS = 3;
   const ROW = 21;
   const MOST_ROWS = 16;
@@ -40,7 +40,7 @@
       view.body.append(lanes.node, legend, el("div", { class: "below" }, el("span", { text: "Step time, ms", tabindex: "0", "data-tip": "What each step spent its time on. A step runs the model once over whatever is due." }), stepNote), split.node, parts);
 
       const span = () => Math.min(SPAN_MS, store.span); // a short recording is shown larger
-      const lookBack = () => `last ${P.written(format.ms(span()))}`;
+      const lookBack = () => `last ${P.spanText(span())}`;
       const axisOf = (width) => P.timeAxis(store, width, LEFT, span());
       const rows = () => {
         const oldest = store.time - span();
@@ -158,6 +158,7 @@
         const drafts = slice.drafts ? `, ${slice.accepted} of ${slice.drafts} drafts accepted` : "";
         return `#${request.id}, step ${P.count(slice.step.step)}: ${KINDS[slice.kind]}, ${slice.tokens} ${slice.tokens === 1 ? "token" : "tokens"} run, ${slice.emitted} emitted${drafts}, ${P.written(format.ms(slice.step.duration_ms))}.`;
       });
+      lanes.node.addEventListener("click", (event) => { const request = rows().shown[Math.floor(event.offsetY / tall)]; if (request) store.choose(request.id); });
       split.hover((x) => {
         const step = x < LEFT ? null : stepAt(x);
         if (!step) return null;
@@ -168,7 +169,8 @@
         const { total, shown } = rows();
         view.note(total > shown.length ? `latest ${shown.length} of ${P.count(total)} · ${lookBack()}` : lookBack());
         const steps = recentSteps();
-        for (const [key] of PARTS) { values.get(key).textContent = format.number(median(steps.map((step) => step[key])))[0]; }
+        const made = (key) => key !== "draft_ms" || store.facts.speculation; // without drafts there is no time of making them
+        for (const [key] of PARTS) values.get(key).textContent = format.number(made(key) ? median(steps.map((step) => step[key])) : null)[0];
         const typical = median(steps.map((step) => step.duration_ms));
         stepNote.textContent = steps.length ? `median ${format.number(typical)[0]} · n = ${P.count(steps.length)}` : "";
         const running = store.unfinished;

@@ -29,7 +29,8 @@
     mount: (view) => {
       const { store } = view;
       const picture = P.canvas({ label: "Roofline", height: HEIGHT });
-      const legend = el("div", { class: "legend" }, ...KINDS.map(([name, color, tip]) => el("span", { "data-tip": tip, tabindex: "0" }, el("i", { class: `point ${name}`, style: `background: var(--pg-${color})` }), name)));
+      const legend = el("div", { class: "legend" }, ...KINDS.map(([name, color, tip]) => el("span", { "data-tip": tip, tabindex: "0" }, el("i", { class: `point ${name}`, style: `background: var(--pg-${color})` }), name)),
+        el("span", { "data-tip": "The latest step of each kind as fast as the formula says it could be: on its roof.", tabindex: "0" }, el("i", { class: "point hollow" }), "predicted"));
       const words = el("p", { class: "small" });
       view.body.append(picture.node, legend, words);
 
@@ -50,12 +51,13 @@
         };
       };
 
-      const mark = (g, kind, x, y, size) => {
+      const latestOf = (drawn) => KINDS.map(([kind]) => drawn.findLast((point) => point.kind === kind)).filter(Boolean);
+      const mark = (g, kind, x, y, size, how = "fill") => {
         g.beginPath();
         if (kind === "prefill") g.rect(x - size, y - size, 2 * size, 2 * size);
         else if (kind === "verify") { g.moveTo(x, y - size * 1.3); g.lineTo(x + size * 1.3, y); g.lineTo(x, y + size * 1.3); g.lineTo(x - size * 1.3, y); g.closePath(); }
         else g.arc(x, y, size, 0, 7);
-        g.fill();
+        g[how]();
       };
 
       const draw = () => {
@@ -85,9 +87,11 @@
           g.fillText(`${P.axisLabel(Number(number))} ${unit ?? ""}`.trim(), MARGIN.left - 5, at);
         }
         g.textAlign = "center";
-        for (let power = axis.x0; power < axis.x1; power++) g.fillText(P.axisLabel(10 ** power), axis.x(10 ** power), HEIGHT - 8);
+        const last = `${P.axisLabel(10 ** axis.x1)} FLOP/B`;
+        const room = width - g.measureText(last).width - 16;
+        for (let power = axis.x0; power < axis.x1; power++) if (axis.x(10 ** power) < room) g.fillText(P.axisLabel(10 ** power), axis.x(10 ** power), HEIGHT - 8);
         g.textAlign = "right";
-        g.fillText(`${P.axisLabel(10 ** axis.x1)} FLOP/B`, width - 1, HEIGHT - 8);
+        g.fillText(last, width - 1, HEIGHT - 8);
         g.save();
         g.beginPath(); g.rect(MARGIN.left, 0, width - MARGIN.left, HEIGHT - MARGIN.bottom); g.clip();
         if (ceilings) {
@@ -105,6 +109,14 @@
           g.fillStyle = colors[kind];
           mark(g, kind, x, y, 2.2);
           points.push({ x, y, step, kind });
+        }
+        g.globalAlpha = 1;
+        for (const { x, step, kind } of latestOf(points)) { // hollow: where the formula puts it
+          const least = P.roof.leastMs(ceilings, step.flops, step.moved_bytes);
+          if (least === null) continue;
+          g.strokeStyle = colors[kind];
+          g.lineWidth = 1.5;
+          mark(g, kind, x, axis.y(step.flops / (least / 1000)), 4, "stroke");
         }
         g.restore();
       };
@@ -131,7 +143,7 @@
         view.says(said);
         picture.says(said);
       };
-      return { draw, text };
+      return { draw, text, slow: true };
     },
   });
 })();

@@ -19,6 +19,7 @@
       this.follow = null; // the request that was chosen to be followed; null: whichever suggests itself
       this.span = KEEP_MS; // ms that its charts look back
       this.preferred = () => null; // the id of one that suggests itself more than others
+      this.kept = null; // an array: the frames of the last half minute, for who wants to go back; the first is full
       this.clear();
     }
 
@@ -63,14 +64,25 @@
       for (const [time, source, target] of frame.copies) this.copies.push({ time, source, target });
       if (opening) this.samples = frame.history.map(this.sample);
       if (frame.sample) {
+        this.latest = frame.sample;
         this.now = this.sample(frame.sample);
         const last = this.samples.at(-1);
         if (!last || this.now.time_ms - last.time_ms > 100) this.samples.push(this.now);
       }
       this.prune();
+      if (this.kept) this.keep(frame.full && !frame.sample ? { ...frame, sample: this.latest } : frame, opening);
       for (const listener of this.frameListeners) listener(this);
       this.say(opening);
       return true;
+    }
+
+    keep(frame, opening) {
+      if (opening) this.kept = [];
+      this.kept.push(frame);
+      if (!frame.full) return;
+      const oldest = this.time - KEEP_MS;
+      const first = this.kept.findLastIndex((one) => one.full && one.t <= oldest);
+      if (first > 0) this.kept.splice(0, first);
     }
 
     begin(frame) {
@@ -140,7 +152,13 @@
       if (wait > 0) this.saying = window.setTimeout(tell, wait); else tell();
     }
 
-    isShared(id) { return this.holders[id].length > 1; }
+    // Follow this request; null: whichever suggests itself.
+    choose(id) {
+      this.follow = id;
+      for (const listener of this.frameListeners) listener(this);
+      this.say(true);
+    }
+
     // The request whose blocks are "this request's": the chosen one, the tab's own reply, or the first one that runs.
     get followed() {
       if (this.follow !== null) return this.follow;
@@ -152,5 +170,6 @@
   };
 
   P.live = new P.Store();
+  P.live.kept = [];
   P.live.preferred = () => P.state.request;
 })();

@@ -5,6 +5,7 @@
   const P = window.Playground;
   const { el, format } = P;
   const SPAN_MS = 30_000;
+  const narrow = window.matchMedia("(max-width: 899px)");
 
   // [value for the line, [number, unit], what the hover adds]
   const READ = {
@@ -12,7 +13,7 @@
     rate: (now) => [now.tokens_per_second, [format.rate(now.tokens_per_second)[0], ""]],
     acceptance: (now, store) => {
       const why = !store.facts.speculation ? "Speculation is off: no drafts are made." : now.num_drafts ? `Now: of n = ${P.count(now.num_drafts)} drafts.` : `Drafts are made by ${store.facts.speculation}; none so far.`;
-      return [now.acceptance, format.percent(now.acceptance), why];
+      return [now.acceptance, store.facts.speculation ? format.percent(now.acceptance) : ["—", "off"], why];
     },
     blocks: (now, store) => {
       const total = store.facts.num_blocks;
@@ -37,6 +38,7 @@
     element.append(el("section", { class: "strip", "aria-label": "Engine figures" }, ...tiles.map((tile) => tile.node)));
 
     const draw = (tile) => {
+      tile.picture.height = narrow.matches ? 12 : 26;
       const surface = tile.picture.begin();
       if (!surface) return;
       const { g, width, height } = surface;

@@ -34,8 +34,8 @@
 
       const text = () => {
         const now = store.now;
-        view.note(P.written(format.ms(store.span)));
-        gapNote.textContent = now.num_gaps ? `p50 ${format.ms(now.gap_p50_ms)[0]} · p95 ${format.ms(now.gap_p95_ms)[0]}` : "—";
+        view.note(P.spanText(store.span));
+        gapNote.textContent = now.num_gaps ? `p50 ${format.number(now.gap_p50_ms)[0]} · p95 ${format.number(now.gap_p95_ms)[0]}` : "—";
         batchNote.textContent = format.count(now.running)[0];
         const words = `${P.written(format.rate(now.tokens_per_second))}; time between tokens p50 ${P.written(format.ms(now.gap_p50_ms))}, p95 ${P.written(format.ms(now.gap_p95_ms))}; batch size ${now.running}.`;
         view.says(words);

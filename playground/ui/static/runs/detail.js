@@ -111,8 +111,7 @@
       const { run } = answer;
       heading.textContent = answer.tour ? `Tour: ${answer.tour.title}` : run.prompt || "(empty)";
       if (!isTour) {
-        const remove = el("button", { class: "button", type: "button", text: "Delete", onclick: async () => {
-          if (remove.dataset.sure !== "1") { remove.dataset.sure = "1"; remove.textContent = "Click again to delete"; window.setTimeout(() => { remove.dataset.sure = ""; remove.textContent = "Delete"; }, 4000); return; }
+        const remove = P.sureButton({ class: "button", face: () => "Delete", sure: "Click again to delete", act: async () => {
           const done = await P.runs.post(`runs/${run.id}/delete`);
           if (done.error) say(done.error); else window.location.hash = "requests";
         } });

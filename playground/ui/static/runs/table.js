@@ -10,7 +10,7 @@
   // [sort key, label, what it is, cell, class]
   const COLUMNS = [
     ["created_ms", "Time", "When the request came.", (run) => el("time", { text: P.runs.when(run.time_ms).slice(5) }), "time"],
-    ["chat", "Chat", "The saved chat that it belongs to.", (run) => run.title || (run.origin === "imported" ? "imported" : "—"), "chat minor"],
+    ["chat", "Chat", "The saved chat that it belongs to, or where it came from.", (run) => run.title || ({ imported: "imported", comparison: "comparison" }[run.origin] || "—"), "chat minor"],
     ["prompt", "Prompt", "How the prompt begins.", (run) => el("a", { href: `#requests/${run.id}`, text: run.prompt || "(empty)" }), "prompt"],
     ["model", "Configuration", "The model, and the first letters of the configuration's hash: the same for runs with the same switches.", (run) => el("span", {}, `${run.model} `, el("small", { text: run.config })), "model minor"],
     ["num_output_tokens", "Tokens", "Tokens of the prompt, then tokens generated.", (run) => `${format.count(run.prompt_tokens)[0]} + ${format.count(run.output_tokens)[0]}`, "num"],
@@ -24,7 +24,7 @@
   ];
 
   P.runTable = (root) => {
-    const wish = { search: "", finish: "", config: "", sort: "created_ms", order: "down", page: 0 };
+    const wish = { search: "", origin: "", finish: "", config: "", sort: "created_ms", order: "down", page: 0 };
     let latest = 0;
     const problem = el("p", { class: "problem", role: "alert", hidden: true });
     const say = (text) => { problem.hidden = !text; problem.textContent = text || ""; };
@@ -37,12 +37,16 @@
     });
 
     const search = el("input", { type: "search", placeholder: "Search prompts, chats, models", "aria-label": "Search requests" });
-    const finish = el("select", { "aria-label": "How it ended" }, ...[["", "Any end"], ["stop", "stopped by itself"], ["length", "length"], ["abort", "stopped"], ["error", "error"], ["unfinished", "not ended"]].map(([value, text]) => el("option", { value, text })));
-    for (const option of finish.options) option.setAttribute("value", option.value);
-    const configs = el("select", { "aria-label": "Configuration" }, el("option", { text: "Any configuration" }));
+    const choice = (name, label, options) => {
+      const select = el("select", { "aria-label": label, onchange: () => { wish[name] = select.value; wish.page = 0; refresh(); } }, ...options.map(([value, text]) => { const option = el("option", { text }); option.value = value; return option; }));
+      return select;
+    };
+    const origin = choice("origin", "Where it ran", [["", "From anywhere"], ["here", "chats and API"], ["comparison", "comparisons"], ["imported", "imported files"]]);
+    const finish = choice("finish", "How it ended", [["", "Any end"], ["stop", "stopped by itself"], ["length", "length"], ["abort", "stopped"], ["error", "error"], ["unfinished", "not ended"]]);
+    const configs = choice("config", "Configuration", [["", "Any configuration"]]);
     const file = el("input", { type: "file", class: "offscreen", accept: ".zst", tabindex: "-1", "aria-label": "File of a run" });
     const bring = el("button", { class: "button", type: "button", text: "Import a run", "data-tip": "Open a file that was exported here or in another installation.", onclick: () => file.click() });
-    const tools = el("div", { class: "filters" }, search, finish, configs, el("span", { class: "spacer" }), bring, file);
+    const tools = el("div", { class: "filters" }, search, origin, finish, configs, el("span", { class: "spacer" }), bring, file);
 
     const heads = COLUMNS.map(([key, label, tip, , name]) => {
       const sort = () => { if (wish.sort === key) wish.order = wish.order === "down" ? "up" : "down"; else { wish.sort = key; wish.order = ["chat", "prompt", "model", "finish"].includes(key) ? "up" : "down"; } wish.page = 0; refresh(); };
@@ -59,27 +63,30 @@
 
     const spread = el("tbody");
     const percentiles = el("table", { class: "percentiles", "aria-label": "Percentiles of latencies" },
-      el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "Latency" }), ...["p50", "p90", "p95", "p99", "max", "n"].map((text) => el("th", { scope: "col", class: "num", text })))), spread);
+      el("thead", {}, el("tr", {}, el("th", { scope: "col", text: "Latency" }), ...["p50", "p90", "p95", "p99", "max"].map((text) => el("th", { scope: "col", class: "num", text })),
+        el("th", { scope: "col", class: "num" }, el("span", { text: "n", tabindex: "0", "data-tip": "Counted are requests of chats and of the API here. Comparisons have tables of their own, and imported runs are of other machines." })))), spread);
     const storage = el("div", { class: "storage" });
     root.append(el("div", { class: "page-body" }, tours, el("div", { class: "summary" }, percentiles, storage), tools, problem, table, empty, paging));
 
+    const clear = P.sureButton({ class: "quiet", hidden: true, face: () => "Clear raw events", sure: "Click again to clear them all", act: async () => {
+      say((await P.runs.post("runs/clear")).error);
+      refresh();
+    } });
+    const stores = el("div");
+    storage.append(stores, clear);
     const showStorage = (stored) => {
       const limit = el("select", { "aria-label": "Limit of raw events" }, ...stored.limits.map((bytes) => el("option", { value: String(bytes), text: P.written(format.bytes(bytes)) })));
       limit.value = String(stored.limit_bytes);
       limit.addEventListener("change", async () => { say((await P.runs.post(`runs/limit?bytes=${limit.value}`)).error); refresh(); });
-      const clear = el("button", { class: "quiet", type: "button", text: "Clear raw events", onclick: async () => {
-        if (clear.dataset.sure !== "1") { clear.dataset.sure = "1"; clear.textContent = "Click again to clear them all"; window.setTimeout(() => { clear.dataset.sure = ""; clear.textContent = "Clear raw events"; }, 4000); return; }
-        say((await P.runs.post("runs/clear")).error);
-        refresh();
-      } });
       const lost = stored.lost ? `${P.count(stored.lost)} events could not be stored.` : null;
-      storage.replaceChildren(
+      clear.hidden = !stored.playable;
+      stores.replaceChildren(
         el("dl", {},
           el("dt", { text: "Database", "data-tip": "Size of the file with chats, runs and raw events, its log included. — where it is kept in memory only.", tabindex: "0" }), el("dd", { text: stored.file_bytes ? P.written(format.bytes(stored.file_bytes)) : "—" }),
           el("dt", { text: "Raw events", "data-tip": "Steps, tokens, block events and samples, from which runs are played. Estimated.", tabindex: "0" }), el("dd", { text: P.written(format.bytes(stored.raw_bytes)) }),
           el("dt", { text: "Keep at most", "data-tip": "Beyond this the oldest raw events are deleted. The figures of all runs stay.", tabindex: "0" }), el("dd", {}, limit),
           el("dt", { text: "Can be played" }), el("dd", { text: `${P.count(stored.playable)} of ${P.count(stored.requests)} runs` })),
-        clear, ...(lost ? [el("p", { class: "problem", text: lost })] : []));
+        ...(lost ? [el("p", { class: "problem", text: lost })] : []));
     };
 
     const showPercentiles = (rows) => {
@@ -98,7 +105,7 @@
     };
 
     const showRows = (answer) => {
-      const filtered = Boolean(wish.search || wish.finish || wish.config);
+      const filtered = Boolean(wish.search || wish.origin || wish.finish || wish.config);
       body.replaceChildren(...answer.rows.map((run) => {
         const row = el("tr", { "data-id": run.id, class: run.playable ? "" : "bare" }, ...COLUMNS.map(([, , , cell, name]) => el("td", { class: name }, cell(run))));
         row.addEventListener("click", (event) => { if (!event.target.closest("a")) window.location.hash = `requests/${run.id}`; });
@@ -131,8 +138,6 @@
 
     let typing = 0;
     search.addEventListener("input", () => { window.clearTimeout(typing); typing = window.setTimeout(() => { wish.search = search.value; wish.page = 0; refresh(); }, 150); });
-    finish.addEventListener("change", () => { wish.finish = finish.value; wish.page = 0; refresh(); });
-    configs.addEventListener("change", () => { wish.config = configs.value; wish.page = 0; refresh(); });
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
       if (!chosen) return;

@@ -1,4 +1,4 @@
-"""Every shown figure has a definition, and a figure that was not measured is a dash."""
+"""Every shown figure has a definition, and says where it comes from."""
 
 import subprocess
 import sys
@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from playground.engine.outputs import RequestMetrics
-from playground.telemetry import DEFINITIONS, HeadlineFrame, define
-from playground.telemetry.format import MISSING
+from playground.telemetry.definitions import DEFINITIONS, define
 
 IMPORT_CHECK = """
 import sys
@@ -33,31 +32,13 @@ def test_a_definition_says_what_it_is_in_a_sentence_and_how_it_was_got(key):
 
 
 def test_the_metrics_shown_under_a_reply_are_defined_under_the_engines_own_names():
-    shown = {"num_output_tokens", "num_prompt_tokens", "num_cached_tokens", "kv_blocks_peak", "time_to_first_token"}
+    shown = {"num_output_tokens", "num_cached_tokens", "kv_blocks_peak", "time_to_first_token"}
     assert shown <= set(RequestMetrics.__dataclass_fields__)
     assert shown <= set(DEFINITIONS)
-
-
-def test_an_unmeasured_frame_shows_dashes_and_never_a_zero_it_did_not_count():
-    readings = {reading.key: str(reading.quantity) for reading in HeadlineFrame().readings()}
-    counted = {"num_running", "num_waiting"}
-    assert {key for key, text in readings.items() if text != MISSING} == counted
-    assert all(readings[key] == "0" for key in counted)
 
 
 @pytest.mark.parametrize(
     ("source", "label"), [("process", "Memory of this process"), ("nvml", "GPU memory"), ("torch", "GPU memory")]
 )
 def test_memory_is_labelled_with_where_the_figure_comes_from(source, label):
-    frame = HeadlineFrame(memory_used_bytes=3 * 1024**3, memory_source=source)
-    reading = frame.readings()[-1]
-    assert frame.memory_label == label
-    assert reading.key == f"memory_{source}"
-    assert str(reading.quantity) == "3.00 GiB"
-
-
-def test_equal_figures_make_equal_frames_so_that_nothing_is_redrawn():
-    assert HeadlineFrame(num_running=1) == HeadlineFrame(num_running=1)
-    assert HeadlineFrame(num_running=1) != HeadlineFrame(num_running=2)
-    assert HeadlineFrame(num_waiting=1).busy
-    assert not HeadlineFrame().busy
+    assert define(f"memory_{source}").label == label
