@@ -5,7 +5,7 @@ Owns the order of measurements and the shape of the result; speed and memory onl
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from playground import info
+from playground.bench.progress import Say, counted
 from playground.bench.runners import EngineRunner, Run
 from playground.bench.stats import compare, decode_rate
 from playground.bench.workload import Batch, Plan, model_folder, random_prompt, read_shape
 from playground.config import QUANTIZATION_SHORT_NAMES
 from playground.errors import ConfigError
 
-Say = Callable[[str], None]
 REACH = {("int8", 1): 1.5, ("int4", 1): 2.0}
 REACH_MODEL = "dummy-135m"
 NAMES = ("int8", "int4", "nf4", "w8a8")
@@ -97,6 +97,7 @@ def run_benchmark(plan: QuantizationPlan, threads: int | None = None, say: Say =
     if threads is not None:
         torch.set_num_threads(threads)
     rows = []
+    say = counted(say, 1 + len(plan.names) * (1 + len(plan.batches) * plan.repeats))
     with model_folder(plan.model) as folder, ExitStack() as stack:
         shape, limits = read_shape(folder), _limits(plan)
         runners: dict[str, EngineRunner] = {}
