@@ -6,7 +6,7 @@ carries them: definitions, versions, machine, threads, settings.
 
 import gc
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from playground import info
+from playground.bench.progress import Say, counted
 from playground.bench.runners import EngineRunner, Run, Runner, TransformersRunner
 from playground.bench.stats import Comparison, compare, decode_rate
 from playground.bench.steps import OVERHEAD_TARGET, StepSplit, split
 from playground.bench.workload import Batch, Plan, model_folder, random_prompt, read_shape
 
-Say = Callable[[str], None]
 TTFT_REACH = 1.0
 
 DEFINITIONS = {
@@ -101,6 +101,8 @@ def run_benchmark(plan: Plan, peer: str = "transformers", threads: int | None = 
     if threads is not None:
         torch.set_num_threads(threads)
     result = Result(plan, peer)
+    cases = len(plan.first_token_prompts) + len(plan.batches)
+    say = counted(say, len(plan.models) * len(plan.dtypes) * (2 + cases * (plan.repeats + 1)))
     for model in plan.models:
         with model_folder(model) as folder:
             for dtype in plan.dtypes:

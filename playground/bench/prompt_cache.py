@@ -5,7 +5,6 @@ token after the same prefix again, one directly after the other.
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any
 
 from playground import Engine, EngineConfig, SamplingParams, info
 from playground.bench import replay
+from playground.bench.progress import Say, counted
 from playground.bench.workload import model_folder, random_prompt, read_shape
 
-Say = Callable[[str], None]
 BLOCK_SIZE = 16
 SUFFIX = 16
 REACH, REACH_LENGTH = 0.15, 1024
@@ -95,11 +94,13 @@ def run_benchmark(plan: Plan, trace: Path | None, threads: int | None = None, sa
     if threads is not None:
         torch.set_num_threads(threads)
     requests = replay.read_trace(trace) if trace is not None else []
+    timed = (len(plan.shared_lengths) + 1) * (plan.repeats + 1) + 1
+    counting = counted(say, len(plan.models) * (timed + EQUALITY_TIERS))
     rows: list[Row] = []
     equality: list[dict[str, Any]] = []
     for model in plan.models:
         with model_folder(model) as folder:
-            bench = _Bench(plan, model, folder, say)
+            bench = _Bench(plan, model, folder, counting)
             rows += bench.first_tokens()
             equality += bench.equality()
     result: dict[str, Any] = {
@@ -119,6 +120,10 @@ def run_benchmark(plan: Plan, trace: Path | None, threads: int | None = None, sa
             played = replay.run_replay(bench.replay_engine, requests, plan.replay_requests, say)
         result["replay"] = {"trace": trace.name, "model": plan.replay_model, "rows": played}
     return result
+
+
+EQUALITY_TIERS = 3
+"""Whose replies are compared: the pool's, host memory's, the disk's."""
 
 
 class _Bench:

@@ -6,7 +6,7 @@ costs in quality is `playground compress --report`'s to say. Random weights take
 """
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from playground import info
+from playground.bench.progress import Say, counted
 from playground.bench.runners import EngineRunner, Run
 from playground.bench.stats import compare, decode_rate, ratio_interval
 from playground.bench.workload import Batch, Plan, model_folder, random_prompt, read_shape
@@ -22,7 +23,6 @@ from playground.engine.outputs import EngineStats
 from playground.errors import ConfigError
 from playground.telemetry.ceilings import MachineRates, measure
 
-Say = Callable[[str], None]
 REACH = {("int8", 1): 1.5, ("int4", 1): 2.0}
 REACH_MODEL = "dummy-135m"
 NAMES = ("int8", "int4", "nf4", "w8a8")
@@ -126,6 +126,7 @@ def run_benchmark(plan: QuantizationPlan, threads: int | None = None, say: Say =
     if threads is not None:
         torch.set_num_threads(threads)
     rows = []
+    say = counted(say, 1 + len(plan.names) * (1 + len(plan.batches) * plan.repeats))
     with model_folder(plan.model) as folder, ExitStack() as stack:
         say("how fast this machine reads memory")
         rates = measure("cpu", plan.dtype)

@@ -6,19 +6,19 @@ measured, as separate requests without a prefix cache.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from playground import Engine, EngineConfig, SamplingParams, info
+from playground.bench.progress import Say, counted
 from playground.bench.workload import model_folder, random_prompt, read_shape
 from playground.engine.events import BlockEvent, Event
 from playground.models.kv_cache import KVCache, kv_dtype
 
 BLOCK_SIZE = 16
-Say = Callable[[str], None]
 
 DEFINITIONS = {
     "shared": "The most distinct KV blocks that all sequences of the request held at one time.",
@@ -67,6 +67,7 @@ def quick_plan(model: str | None = None) -> SamplesPlan:
 def run_samples(plan: SamplesPlan, say: Say = print) -> dict[str, Any]:
     """Run every case of the plan; plain data for JSON and `render`."""
     widest = max((*plan.samples, *plan.beams))
+    say = counted(say, 1 + len(plan.samples) + len(plan.beams))
     with model_folder(plan.model) as folder:
         shape = read_shape(folder)
         prompt = random_prompt(plan.prompt_tokens, shape["vocab_size"], random.Random(0))

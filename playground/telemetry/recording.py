@@ -16,6 +16,7 @@ from playground.telemetry.memory import MemorySample
 from playground.telemetry.rates import NS_PER_S
 from playground.telemetry.rows import EngineFacts
 
+Reading = MemorySample | GpuSample
 MAX_FRAMES = 1200
 """A longer recording shows several steps at once."""
 FULL_EVERY = 32
@@ -92,7 +93,7 @@ def excerpt(recording: Recording, request_ids: Iterable[int]) -> Recording:
     state.resync(recording.start)
     for event in recording.events[:first]:
         state.apply(event)
-    readings = {type(event): event for event in recording.events[:first] if isinstance(event, MemorySample | GpuSample)}
+    readings = {type(event): event for event in recording.events[:first] if isinstance(event, Reading)}
     events = [*readings.values(), *recording.events[first:last]]
     # Time 0 is before all of them, because a state takes no news of blocks from before its beginning.
     start_ns = min(event.time_ns for event in events if isinstance(event, BlockEvent | RequestEvent)) - 1
@@ -116,7 +117,8 @@ def replay_frames(recording: Recording, max_frames: int = MAX_FRAMES) -> list[Fr
     now_ns, num_seen = start_ns, 0
     for index, event in enumerate(recording.events):
         state.apply(event)
-        now_ns = max(now_ns, told_ns(event))
+        if not isinstance(event, Reading):
+            now_ns = max(now_ns, told_ns(event))
         num_seen += isinstance(event, StepEvent)
         if _ends_step(recording.events, index) and num_seen % steps_a_frame == 0:
             frames.append(state.frame(now_ns, full=len(frames) % FULL_EVERY == 0))
@@ -125,10 +127,18 @@ def replay_frames(recording: Recording, max_frames: int = MAX_FRAMES) -> list[Fr
 
 
 def _ends_step(events: Sequence[LiveEvent], index: int) -> bool:
-    """Whether this is the last of what a step told: the step itself, then what became of blocks in it."""
-    if index + 1 < len(events) and isinstance(events[index + 1], BlockEvent):
+    """Whether this is the last of what a step told: the step itself, then what became of blocks in it.
+
+    A reading may stand anywhere between; it ends nothing.
+    """
+    if isinstance(events[index], Reading):
         return False
-    while index >= 0 and isinstance(events[index], BlockEvent):
+    after = index + 1
+    while after < len(events) and isinstance(events[after], Reading):
+        after += 1
+    if after < len(events) and isinstance(events[after], BlockEvent):
+        return False
+    while index >= 0 and isinstance(events[index], BlockEvent | Reading):
         index -= 1
     return index >= 0 and isinstance(events[index], StepEvent)
 

@@ -3,6 +3,7 @@
 import pytest
 
 from playground.bench.engine import Row
+from playground.bench.progress import counted
 from playground.bench.stats import compare, decode_rate, tokens_after
 from playground.bench.steps import split
 from playground.bench.workload import full_plan, mixed, quick_plan, random_prompt
@@ -110,3 +111,11 @@ def test_random_prompts_stay_within_the_vocabulary() -> None:
 
     ids = random_prompt(1000, 100, random.Random(0))
     assert min(ids) >= 50 and max(ids) < 100
+
+
+def test_progress_counts_the_pieces_and_never_beyond_them() -> None:
+    said: list[str] = []
+    say = counted(said.append, 2)
+    for text in ("one", "two", "and another"):
+        say(text)
+    assert said == ["1 of 2: one", "2 of 2: two", "2 of 2: and another"]

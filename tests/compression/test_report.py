@@ -119,6 +119,12 @@ def test_a_goal_is_reached_by_the_numbers_alone(changes: dict[str, float], what:
     assert bool(goal.why) != reached, "a goal that is not reached says why"
 
 
+def test_a_goal_that_is_not_reached_names_what_was_tried() -> None:
+    goals = check_goals(*rows_of(gptq4=0.006, gptq4_range=0.008, gptq4_order=0.007, rtn4_128=0.01))
+    (why,) = [goal.why for goal in goals if goal.reach == "at most 0.5"]
+    assert re.search(r"; of the loss stay 0\.\d+, with scales from the range 0\.\d+, largest inputs first 0\.\d+$", why)
+
+
 def test_a_difference_within_its_error_is_called_noise() -> None:
     rows, nlls = rows_of(nf4=0.01, rtn4_sym_64=0.01)
     noise = torch.randn(4000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

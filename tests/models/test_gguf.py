@@ -1,5 +1,7 @@
 """Models from GGUF files: the same logits, tokens and text as transformers reads from them, in the file's own size."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.models.driver import load, prompt, whole_batch
 from tests.tiny import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 pytest.importorskip("accelerate", reason="transformers reads GGUF files with it")
+ROOT = Path(__file__).parents[2]
 PROMPT = prompt(40, len(SPECIAL_TOKENS) + 256 + len(MERGES))
 # What files with these names hold: a mixture, the embedding and the head apart from the layers.
 MIXTURES: dict[str, tuple[str, dict[str, str]]] = {
@@ -70,6 +73,41 @@ def test_float32_logits_are_those_of_transformers(files: dict[str, Path], name: 
 def test_a_model_in_blocks_takes_the_memory_that_the_file_takes(files: dict[str, Path], name: str) -> None:
     loaded, size = load(files[name]), files[name].stat().st_size
     assert 0.97 * size < loaded.weights_bytes < 1.01 * size
+
+
+RESIDENT_PROBE = """
+import ctypes, gc, sys
+import torch
+from playground.models.loader import load_model
+
+def resident():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return 1024 * int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1])
+
+torch.set_num_threads(1)
+load_model(sys.argv[2], dtype=torch.float32)  # what libraries take on first use is not the model
+before = resident()
+loaded = load_model(sys.argv[1], dtype=torch.float32)
+print(loaded.weights_bytes, resident() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and trims glibc's heap")
+def test_the_process_grows_by_the_bytes_of_the_blocks(tmp_path: Path, files: dict[str, Path]) -> None:
+    """Nothing of the mapped file stays, nor of what was unpacked. (An engine holds the vocabulary besides, as objects
+    of the tokenizer: some 300 bytes a token, which no figure of weights has in it.)"""
+    wide = tiny_model(hidden_size=1024, num_hidden_layers=6, num_attention_heads=16, num_key_value_heads=16,
+                      intermediate_size=2816)  # fmt: skip
+    file = write_gguf(wide, tmp_path / "wide.gguf", "Q8_0")
+    run = subprocess.run(
+        [sys.executable, "-c", RESIDENT_PROBE, str(file), str(files["Q8_0"])],
+        capture_output=True, text=True, cwd=ROOT, timeout=170,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    weights, grown = map(int, run.stdout.split())
+    print(weights / 1e6, grown / weights)
+    assert weights > 75e6 and abs(grown - weights) < 0.03 * weights
 
 
 def test_in_bfloat16_four_bits_take_five_and_eight_stay_as_they_are(files: dict[str, Path]) -> None:

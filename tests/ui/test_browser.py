@@ -116,17 +116,18 @@ def test_closing_the_tab_stops_a_reply_in_a_chat_that_it_no_longer_shows(new_tab
 
 def test_eight_tabs_of_one_browser_stream_at_once_and_every_page_stays_usable(new_tab: NewTab) -> None:
     first = new_tab(width=390, height=844)  # small: every window of a headless browser counts as looked at, and draws
+    running = "([n]) => Playground.live.now.running === n"
     first.set(ENDLESS)
     tabs = [first, *(first.beside() for _ in range(7))]
     for number, tab in enumerate(tabs):
         tab.send(f"Tell me story number {number}.")
     for tab in tabs:
         tab.wait_streaming()
-    first.wait_running(8)
+    first.wait(running, [8])
     before = [len(tab.live_text()) for tab in tabs]
     for tab, length in zip(tabs, before, strict=True):
         tab.wait_streaming(length + 20)
-    first.wait_running(8)  # all of them have grown while all of them were being written
+    first.wait(running, [8])  # all of them have grown while all of them were being written
 
     visitor = first.beside()
     page = visitor.page
@@ -154,7 +155,7 @@ def test_eight_tabs_of_one_browser_stream_at_once_and_every_page_stays_usable(ne
         for other, so_far in zip(tabs[number + 1 :], length, strict=True):
             other.wait_streaming(so_far)  # grows on
     visitor.wait_stopped()  # the same chat in another tab
-    first.wait_running(0)
+    first.wait(running, [0])
     first.wait_tile("KV blocks in use", "0")
 
 

@@ -79,10 +79,32 @@ def _halves(context: _Context) -> list[Goal]:
     goals = []
     for part, whole, most, what in pairs:
         if context.has(part, whole):
-            share = context.change(part) / context.change(whole) if context.change(whole) > 0 else float("inf")
-            why = "" if share <= most else _size_of(context.z(whole, part))
+            share = _share(context, part, whole)
+            why = "" if share <= most else _size_of(context.z(whole, part)) + _tried(context, part, whole)
             goals.append(Goal(what, f"at most {most:g}", f"{share:.3g}", share <= most, why))
     return goals
+
+
+VARIATIONS = {
+    "gptq4": {"gptq4-range": "scales from the range", "gptq4-order": "largest inputs first"},
+    "gptq2-32": {"gptq2-32-range": "scales from the range"},
+}
+"""Rows that do the same in other ways, which a goal that is not reached names."""
+
+
+def _share(context: _Context, part: str, whole: str) -> float:
+    """What is left of a row's loss in another one; infinite where it has none."""
+    return context.change(part) / context.change(whole) if context.change(whole) > 0 else float("inf")
+
+
+def _tried(context: _Context, part: str, whole: str) -> str:
+    """The share of the loss that is left in other ways to do the same."""
+    found = [
+        f"{name} {_share(context, key, whole):.3g}"
+        for key, name in VARIATIONS.get(part, {}).items()
+        if context.has(key)
+    ]
+    return f"; of the loss stay {_share(context, part, whole):.3g}, with {', '.join(found)}" if found else ""
 
 
 ORDERS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -134,8 +156,9 @@ def _two_bits(context: _Context) -> list[Goal]:
             )
         )
     if context.has("rtn2-32", "gptq2-32"):
-        won = 1 - context.change("gptq2-32") / context.change("rtn2-32")
-        why = "" if won >= 0.6 else _size_of(context.z("rtn2-32", "gptq2-32"))
+        won = 1 - _share(context, "gptq2-32", "rtn2-32")
+        why = _size_of(context.z("rtn2-32", "gptq2-32")) + _tried(context, "gptq2-32", "rtn2-32")
+        why = "" if won >= 0.6 else why
         goals.append(
             Goal("int2 in groups of 32: the share of the loss that GPTQ wins back", "at least 0.6", f"{won:.3g}",
                  won >= 0.6, why)

@@ -112,11 +112,24 @@ def _weights() -> list[Variant]:
         ),
         _rounded("awq4", "int4 by AWQ, groups of 128", method="awq", bits=4, group_size=128, **asym),
         _rounded("rtn3", "int3 to nearest, groups of 128", bits=3, group_size=128, **asym),
-        _rounded("gptq3", "int3 by GPTQ, groups of 128", method="gptq", bits=3, group_size=128, **asym),
+        _rounded(
+            "gptq3", "int3 by GPTQ, groups of 128, searched scales", method="gptq", bits=3, group_size=128, **asym
+        ),
         _rounded("awq3", "int3 by AWQ, groups of 128", method="awq", bits=3, group_size=128, **asym),
         _rounded("rtn2", "int2 to nearest, groups of 128", bits=2, group_size=128, **asym),
         _rounded("rtn2-32", "int2 to nearest, groups of 32", bits=2, group_size=32, **asym),
-        _rounded("gptq2-32", "int2 by GPTQ, groups of 32", method="gptq", bits=2, group_size=32, **asym),
+        _rounded(
+            "gptq2-32-range",
+            "int2 by GPTQ, groups of 32, scales from the range",
+            method="gptq",
+            bits=2,
+            group_size=32,
+            scale_search=False,
+            **asym,
+        ),
+        _rounded(
+            "gptq2-32", "int2 by GPTQ, groups of 32, searched scales", method="gptq", bits=2, group_size=32, **asym
+        ),
     ]
 
 
