@@ -15,7 +15,7 @@ from playground.compression.perplexity import decoder_scorer, encode_text, paire
 from playground.compression.report import measure
 from playground.compression.report.goals import check_goals, percent
 from playground.compression.report.measure import ReportPlan, run_report
-from playground.compression.report.page import page
+from playground.compression.report.page import markdown, page
 from playground.compression.report.variants import variants_for
 from playground.config import QuantizationConfig
 from playground.errors import ConfigError
@@ -76,6 +76,16 @@ def test_the_page_holds_every_row_and_loads_nothing(data: dict) -> None:
     head = shown[: shown.index("<body>")]
     assert "default-src 'none'" in head and "http" not in head.replace("http-equiv", "")
     assert not re.search(r'<(script|link|img)[^>]+(src|href)="http', shown)
+
+
+def test_the_readme_gets_every_row_and_every_verdict(data: dict) -> None:
+    rows, goals = (part.splitlines() for part in markdown(data).split("| What larger models show"))
+    for row in data["rows"]:
+        (line,) = [line for line in rows if line.startswith(f"| {row['label']} |")]
+        assert line.count("|") == 8 and (row["error"] or percent(row["change"])) in line
+    for goal in data["goals"]:
+        (line,) = [line for line in goals if line.startswith(f"| {goal['what']} |")]
+        assert line.endswith("| yes |") if goal["reached"] else line.endswith(f"| no: {goal['why']} |")
 
 
 def rows_of(**changes: float) -> tuple[dict, dict]:
