@@ -156,7 +156,7 @@ def test_eight_tabs_of_one_browser_stream_at_once_and_every_page_stays_usable(ne
             other.wait_streaming(so_far)  # grows on
     visitor.wait_stopped()  # the same chat in another tab
     first.wait(running, [0])
-    first.wait_tile("KV blocks in use", "0")
+    first.wait("() => Playground.live.now.blocks_in_use === 0")
 
 
 def test_a_stale_tab_cannot_overwrite_newer_turns(new_tab: NewTab) -> None:
