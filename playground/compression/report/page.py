@@ -28,8 +28,10 @@ h1 { font-size: 20px; line-height: 26px; font-weight: 600; }
 h2 { font-size: 14px; font-weight: 600; margin: 32px 0 8px; }
 p, dd { color: #6b7075; margin: 0 0 8px; } dt { font-weight: 600; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; } th, td { padding: 6px 8px; border-bottom: 1px solid #e4e4e0;
-text-align: right; white-space: nowrap; } th { color: #6b7075; font-weight: 400; font-size: 12px; } td:first-child,
-th:first-child { text-align: left; white-space: normal; } small { color: #6b7075; } .no { color: #D55E00; }
+text-align: right; white-space: nowrap; vertical-align: top; }
+th { color: #6b7075; font-weight: 400; font-size: 12px; } td:first-child,
+th:first-child { text-align: left; white-space: normal; } td:first-child { min-width: 14em; }
+.says td:last-child, .says th:last-child { text-align: left; white-space: normal; min-width: 20em; }
 """
 
 
@@ -126,7 +128,7 @@ def page(data: dict[str, Any]) -> str:
         _figure(data, "speed"),
         *_tables(data),
         "<h2>Goals</h2>",
-        _table(("", "reach", "measured", "reached", "why not"), list(_goal_rows(data["goals"]))),
+        _table(("", "reach", "measured", "reached", "why not"), list(_goal_rows(data["goals"])), "scroll says"),
         "<h2>Definitions</h2><dl>",
         *(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in data["definitions"].items()),
         "</dl>",
@@ -151,10 +153,10 @@ def _goal_rows(goals: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
         yield [goal["what"], goal["reach"], goal["measured"], "yes" if goal["reached"] else "no", goal["why"]]
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], classes: str = "scroll") -> str:
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="{classes}"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _figure(data: dict[str, Any], against: str, inline: bool = False) -> str:
