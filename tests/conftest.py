@@ -38,11 +38,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with a browser begin first: they take longest, and at the end one process would wait for the other.
+    """Files with a browser are spread over the run: two browsers at once are more than two cores can draw.
 
     Tests marked `gpu` are skipped with the reason where torch finds no NVIDIA GPU.
     """
-    items.sort(key=lambda item: item.get_closest_marker("browser") is None)
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    browser = [path for path, tests in files.items() if any(one.get_closest_marker("browser") for one in tests)]
+    others = [path for path in files if path not in browser]
+    every = len(others) // max(1, len(browser)) + 1
+    parts = [[*browser[n : n + 1], *others[n * every : (n + 1) * every]] for n in range(max(1, len(browser)))]
+    items[:] = [item for part in parts for path in part for item in files[path]]
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
