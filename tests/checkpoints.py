@@ -70,7 +70,8 @@ def reference_model(variant: str) -> Any:
     vocabulary = write_tiny_tokenizer(_root() / variant)
     shape = GPT2_SHAPE if name == "GPT2" else SHAPE
     config = getattr(transformers, f"{name}Config")(vocab_size=vocabulary, **{**shape, **differences})
-    with torch.random.fork_rng(devices=[]):
+    # Kept for every test: one of them may want its gradients.
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
         model = getattr(transformers, kind)(config).eval()
