@@ -211,7 +211,7 @@ def test_events_tell_the_whole_life_of_a_request(make_engine):
 
 
 MEMORY_SCRIPT = """
-import gc, sys, psutil
+import gc, sys, time, psutil
 from playground import Engine, EngineConfig, SamplingParams
 
 def run():
@@ -219,8 +219,12 @@ def run():
                              max_num_seqs=4, kv_cache_memory=64 * 2**20)) as engine:
         engine.generate([[1, 2, 3] * 20] * 4, SamplingParams(max_tokens=8, ignore_eos=True))
     del engine
-    gc.collect()
-    return psutil.Process().memory_info().rss
+    least = 2**62
+    for _ in range(10):  # what ending threads held comes back a moment later
+        gc.collect()
+        least = min(least, psutil.Process().memory_info().rss)
+        time.sleep(0.02)
+    return least
 
 run()  # the first one also loads torch's own lazily made tables
 print([run() for _ in range(20)])

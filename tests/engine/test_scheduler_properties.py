@@ -199,7 +199,7 @@ def test_a_search_may_lose_its_blocks_after_any_step(window, prefix_caching, mon
 
     def watched(self, request, hit):
         apart.append(request is not request.unit[0])
-        take(self, request, hit)
+        return take(self, request, hit)
 
     monkeypatch.setattr(BlockTables, "take", watched)
     for prompt, budget, when in itertools.product(([0, 1, 2, 0, 1], [1, 0, 0, 2, 1, 1]), (1, 2, 3, 16), range(1, 30)):
