@@ -7,16 +7,27 @@ from collections.abc import Iterator
 
 import pytest
 
+from playground import EngineConfig
 from playground.sessions import SessionStore
 from playground.ui.app import App
 from playground.ui.handlers import ChatHandlers
 from playground.ui.host import EngineHost
+from tests.ui.endless import write_endless_model
 from tests.ui.under_use import Left, launched, open_and_close, settle, stream_at_once
 
 TABS, SECONDS = 8, 3.0
 CYCLES, WARM_UP = 200, 20
 MOST_GROWTH_BYTES = 24 << 20
 """Of 180 cycles. A stream, a reply or a session that stays takes far more than the allocator's noise."""
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
+    """One that no other test has used: what is left behind is counted."""
+    folder = write_endless_model(tmp_path_factory.mktemp("endless-llama"))
+    with EngineHost() as host:
+        host.load(EngineConfig(model=str(folder), device="cpu", dtype="float32", num_kv_blocks=2048)).result()
+        yield host
 
 
 @pytest.fixture(scope="module")
