@@ -40,6 +40,7 @@ class LiveReply:
 
     def whole(self) -> View:
         with self._lock:
+            self.due = 0.0  # who has it is given a frame that was cut after it, or the text would fall back
             return self._frames.whole(*self._place())
 
     def _place(self) -> tuple[int | None, int | None]:
