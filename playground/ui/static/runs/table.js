@@ -124,12 +124,14 @@
       paging.hidden = answer.found <= ROWS && !wish.page;
     };
 
+    let unread = false; // what is said above is that the list could not be read
     const refresh = async () => {
       const turn = ++latest;
       const answer = await P.runs.get(`runs?${new URLSearchParams(wish)}`);
       if (turn !== latest) return;
-      if (answer.error) { say(answer.error); return; }
-      say("");
+      if (answer.error) { unread = true; say(answer.error); return; }
+      if (unread) say("");
+      unread = false;
       showStorage(answer.storage);
       showPercentiles(answer.percentiles);
       showConfigs(answer.configs);
@@ -141,6 +143,7 @@
     file.addEventListener("change", async () => {
       const [chosen] = file.files;
       if (!chosen) return;
+      say("");
       const answer = await P.runs.post("runs/import", chosen);
       file.value = "";
       if (answer.error) say(answer.error); else window.location.hash = `requests/${answer.id}`;
