@@ -44,7 +44,7 @@ from playground.engine.tracker import SampleTracker, SubmissionTracker
 from playground.errors import RequestError
 from playground.models.bundled import BUNDLED_MODEL
 from playground.models.config import DecoderConfig
-from playground.models.heap import return_memory_to_system
+from playground.models.heap import returning_memory_to_system
 from playground.models.layers import AttentionName
 from playground.models.loader import read_config, resolve_model_path
 from playground.models.weights import OnProgress
@@ -312,16 +312,16 @@ class Engine:
         if tiers.files is not None:
             self._loop.post(lambda core: core.write_prefix_cache(tiers))
         num_threads = _num_system_threads()
-        self._loop.close()
-        tiers.close()
-        self._last_stats = core.stats()
-        on_gpu = core.executor.model.device.type == "cuda"
-        del core
-        gc.collect()
-        if on_gpu:
-            torch.cuda.empty_cache()
-        _wait_for_fewer_threads(num_threads - torch.get_num_threads())
-        return_memory_to_system()  # a closed engine should be gone from the process too
+        with returning_memory_to_system():  # a closed engine should be gone from the process too
+            self._loop.close()
+            tiers.close()
+            self._last_stats = core.stats()
+            on_gpu = core.executor.model.device.type == "cuda"
+            del core
+            gc.collect()
+            if on_gpu:
+                torch.cuda.empty_cache()
+            _wait_for_fewer_threads(num_threads - torch.get_num_threads())
 
     def __enter__(self) -> "Engine":
         return self

@@ -75,10 +75,11 @@ class EngineMetrics:
                     metric.name, metric.text, metric.all_labels, registry=self.registry, buckets=metric.buckets
                 )
         self.registry.register(_Gauges(self))
-        host.follow(self._arrives, self._leaves)
+        self._stop_following = host.follow(self._arrives, self._leaves)
 
     def close(self) -> None:
         """Count no more. May be called twice."""
+        self._stop_following()
         for watch in self._watches:
             self._leaves(watch.served)
 

@@ -27,5 +27,6 @@ class WatchedHost(Protocol):
     def busy(self) -> str | None:
         """What has the engine's machine to itself now, in a sentence without its full stop."""
 
-    def follow(self, arrives: Callable[[Any], None], leaves: Callable[[Any], None]) -> None:
-        """Call `arrives` with every `Served`, the present one now, and `leaves` before it is closed."""
+    def follow(self, arrives: Callable[[Any], None], leaves: Callable[[Any], None]) -> Callable[[], None]:
+        """Call `arrives` with every `Served`, the present one now, and `leaves` before it is closed. Returns how to end
+        that."""

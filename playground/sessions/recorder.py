@@ -109,6 +109,14 @@ class RunRecorder:
         with self._lock:
             return next((watch.recording_id for watch in self._watches if watch.engine is engine), None)
 
+    def is_writing(self, request_id: int) -> bool:
+        """Whether more is to come of a stored request."""
+        with self._lock:
+            recordings = [watch.recording_id for watch in self._watches]
+        known = (self._runs.of_engine(one) for one in recordings if one is not None)
+        found = any(request_id in requests.values() for requests in known)
+        return found and self._runs.request(request_id).finish is None
+
     def flush(self, timeout: float = 5.0) -> None:
         """Wait until what has been told until now is stored, or has failed to be."""
         with self._lock:

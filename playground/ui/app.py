@@ -67,7 +67,6 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
     for name, value in GRADIO_STATISTICS.items():
         os.environ.setdefault(name, value)
     on_close = ExitStack()
-    on_close.callback(host.feed.close)  # ends the streams of every browser
     operations, stop_counting = operations_routes(host)
     on_close.callback(stop_counting)
     on_close.callback(MachineRatesFollower(host).close)
@@ -85,9 +84,10 @@ def build_ui(host: EngineHost, store: SessionStore) -> App:
         if on_zero_gpu():
             gr.api(for_gpu(answer_once), api_name="answer_once")
     # After the pages' own: what their replies became is told before the engine's recording ends.
-    host.follow(leaves=lambda serving: context.recorder.leave(serving.engine))
+    on_close.callback(host.follow(leaves=lambda serving: context.recorder.leave(serving.engine)))
     demo.queue(max_size=None)
-    live = live_routes(host, context.on_leave, context.sources)
+    live, end_streams = live_routes(host, context.on_leave, context.sources)
+    on_close.callback(end_streams)
     return App(demo, host, on_close, [*live, *operations, *context.routes])
 
 
@@ -98,6 +98,6 @@ def _recorder(host: EngineHost, store: SessionStore, on_close: ExitStack) -> Run
     def arrives(serving: Serving) -> None:
         recorder.watch(serving.engine, serving.hub)
 
-    host.follow(arrives)
     on_close.callback(recorder.close)
+    on_close.callback(host.follow(arrives))
     return recorder

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from playground.errors import PlaygroundError
 from playground.sessions import SessionStore
+from playground.sessions.recorder import RunRecorder
 from playground.sessions.run_store import RunStore
 from playground.telemetry.token_trace import unpack
 from playground.ui.exporting import chat_json, chat_markdown, file_name
@@ -18,8 +19,8 @@ T = TypeVar("T")
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
-def chat_routes(store: SessionStore) -> list[Route]:
-    """Routes for `launch(app_kwargs={"routes": ...})`."""
+def chat_routes(store: SessionStore, recorder: RunRecorder | None = None) -> list[Route]:
+    """Routes for `launch(app_kwargs={"routes": ...})`. `recorder` records the runs of the replies."""
     runs = RunStore(store)
 
     async def tokens(request: Request) -> Response:
@@ -32,7 +33,7 @@ def chat_routes(store: SessionStore) -> list[Route]:
 
     async def run(request: Request) -> Response:
         message_id = int(request.path_params["message_id"])
-        return await _answer(lambda: _run(runs, message_id))
+        return await _answer(lambda: _run(runs, recorder, message_id))
 
     return [
         Route("/chats/run/{message_id:int}", run),
@@ -56,9 +57,13 @@ def _tokens(store: SessionStore, message_id: int) -> Response:
     return JSONResponse(unpack(message.run.metrics.get("tokens")) if message.run is not None else [], headers=HEADERS)
 
 
-def _run(runs: RunStore, message_id: int) -> Response:
+def _run(runs: RunStore, recorder: RunRecorder | None, message_id: int) -> Response:
     """The id of the recorded run that made a reply; null where there is none."""
-    return JSONResponse(runs.of_message(message_id) if message_id < 2**63 else None, headers=HEADERS)
+    found = runs.of_message(message_id) if message_id < 2**63 else None
+    if found is None and recorder is not None:  # the reply may have ended this very moment
+        recorder.flush()
+        found = runs.of_message(message_id)
+    return JSONResponse(found, headers=HEADERS)
 
 
 def _export(store: SessionStore, chat_id: int, suffix: str) -> Response:

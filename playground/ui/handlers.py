@@ -45,7 +45,7 @@ class ChatHandlers:
         self.replies = LiveReplies(self.runs, host)
         self.trash = Trash(self._delete)
         self._turns = Turns(host, store, self.runs, self.trash, recorder)
-        host.follow(leaves=lambda serving: self.runs.end_all(MODEL_CHANGED))
+        self._stop_following = host.follow(leaves=lambda serving: self.runs.end_all(MODEL_CHANGED))
 
     # Events that start or show a reply
 
@@ -204,7 +204,8 @@ class ChatHandlers:
         self._turns.delete(chat_id)
 
     def close(self) -> None:
-        """Store the replies that are being written, delete what waits for that."""
+        """Store the replies that are being written, delete what waits for that. May be called twice."""
+        self._stop_following()
         self.runs.close()
         self.trash.close()
 

@@ -211,14 +211,21 @@ class EngineHost:
         self,
         arrives: Callable[[Serving], None] = lambda serving: None,
         leaves: Callable[[Serving], None] = lambda serving: None,
-    ) -> None:
+    ) -> Callable[[], None]:
         """Call `arrives` with every engine before a request can reach it (with the present one now), and `leaves` when
-        none can any more, before it is closed."""
+        none can any more, before it is closed. Returns how to end that."""
+        follower = (arrives, leaves)
         with self._lock:
-            self._followers = (*self._followers, (arrives, leaves))
+            self._followers = (*self._followers, follower)
             serving = self._serving
         if serving is not None:
             arrives(serving)
+
+        def stop() -> None:
+            with self._lock:
+                self._followers = tuple(one for one in self._followers if one is not follower)
+
+        return stop
 
     def _changed(self) -> None:
         self.revision += 1

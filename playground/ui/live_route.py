@@ -58,17 +58,29 @@ class Source(Protocol):
 
 
 class OpenPages:
-    """Counts the streams that name a page. Used on the server's event loop only."""
+    """The streams there are, and the pages that they name. Used on the server's event loop only, but for `close`."""
 
     def __init__(self, on_leave: Sequence[Callable[[str], None]]) -> None:
+        self.closed = False
+        """Whether every stream is to end."""
         self._on_leave = on_leave
         self._streams: Counter[str] = Counter()
+        self._wakes: tuple[Callable[[], None], ...] = ()
 
-    def come(self, pages: Iterable[str]) -> None:
+    def close(self) -> None:
+        """End all streams, and those to come."""
+        self.closed = True
+        for wake in self._wakes:
+            wake()
+
+    def come(self, pages: Iterable[str], wake: Callable[[], None]) -> None:
+        """`wake` has their stream look whether it is to end."""
         self._streams.update(pages)
+        self._wakes = (*self._wakes, wake)
 
-    def go(self, pages: Iterable[str]) -> None:
+    def go(self, pages: Iterable[str], wake: Callable[[], None]) -> None:
         """Their stream has ended: pages that have no other one soon were closed."""
+        self._wakes = tuple(one for one in self._wakes if one is not wake)
         self._streams.subtract(pages)
         self._streams += Counter()  # drops those that are at 0
         for page in pages:
@@ -87,8 +99,9 @@ class OpenPages:
 
 def live_routes(
     host: EngineHost, on_leave: Sequence[Callable[[str], None]] = (), sources: Sequence[Source] = ()
-) -> list[Route]:
-    """Routes for `launch(app_kwargs={"routes": ...})`. `on_leave` hears the names of pages that were closed."""
+) -> tuple[list[Route], Callable[[], None]]:
+    """Routes for `launch(app_kwargs={"routes": ...})`, and what ends their streams. `on_leave` hears the names of pages
+    that were closed."""
     pages = OpenPages(on_leave)
 
     async def frames(request: Request) -> Response:
@@ -105,11 +118,12 @@ def live_routes(
         pages.leave(request.query_params.get("page", ""))
         return Response(status_code=204)
 
-    return [
+    routes = [
         Route("/live/frames", frames),
         Route("/live/worker.js", worker),
         Route("/live/leave", leave, methods=["POST"]),
     ]
+    return routes, pages.close
 
 
 async def _events(
@@ -127,13 +141,13 @@ async def _events(
     others = [(source.name, source.read(wake)) for source in sources]
     stop_listening = host.on_change(wake)
     names = set(request.query_params.getlist("page")[:MOST_PAGES])
-    pages.come(names)
+    pages.come(names, wake)
     told = -1
     gone = asyncio.create_task(_gone(request))
     gone.add_done_callback(lambda _: ready.set())
     try:
         yield f"retry: {RETRY_MS}\n\n"
-        while not gone.done():
+        while not gone.done() and not pages.closed:
             if host.revision != told:  # before the frames, which may be of the new engine
                 told = host.revision
                 yield f"event: host\ndata: {json.dumps(host_view(host), allow_nan=False)}\n\n"
@@ -157,7 +171,7 @@ async def _events(
         reader.close()
         for _, other in others:
             other.close()
-        pages.go(names)
+        pages.go(names, wake)
 
 
 async def _ready_frames(reader: FrameReader) -> AsyncIterator[str]:

@@ -13,10 +13,11 @@ class MachineRatesFollower:
         self._host = host
         self._file = RatesFile(cache)
         self._probes: dict[int, CeilingProbe] = {}
-        host.follow(self._arrives, self._leaves)
+        self._stop_following = host.follow(self._arrives, self._leaves)
 
     def close(self) -> None:
         """May be called twice."""
+        self._stop_following()
         while self._probes:
             self._probes.popitem()[1].stop()
 

@@ -41,18 +41,19 @@ class ModelsHandlers:
 
     async def add(self, event: gr.EventData) -> View:
         typed = _text(event, "folder")
-        error = await _attempt(lambda: self._folders.add(typed))
-        return await self._listed(error, typed if error else "")
+        return await self._listed(await _attempt(lambda: self._folders.add(typed)), typed)
 
     async def remove(self, event: gr.EventData) -> View:
         folder = _text(event, "folder")
-        return await self._listed(await _attempt(lambda: self._folders.remove(folder)))
+        return await self._listed(await _attempt(lambda: self._folders.remove(folder)), folder)
 
-    async def _listed(self, error: str | None = None, typed: str = "") -> View:
+    async def _listed(self, error: str | None = None, asked: str | None = None) -> View:
+        started = _dated({})  # of two readings the one that began later has the newer list
+
         def make() -> View:
-            return models_view.listed(known_models(self._folders.list()), error, typed)
+            return models_view.listed(known_models(self._folders.list()), error, asked)
 
-        return _dated(await asyncio.to_thread(make))
+        return started | await asyncio.to_thread(make)
 
     # Loading
 

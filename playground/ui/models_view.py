@@ -106,10 +106,12 @@ def refused(error: PlaygroundError) -> View:
     return _EMPTY | {"error": str(error), "field": field, "blocked": True}
 
 
-def listed(models: Sequence[KnownModel], error: str | None = None, typed: str = "") -> View:
+def listed(models: Sequence[KnownModel], error: str | None = None, asked: str | None = None) -> View:
+    """`asked` is the folder that was to be put on the list or taken off it, and `error` why that failed; None where the
+    list was only read anew."""
     return {
         "error": error,
-        "typed": typed,
+        "asked": asked,
         "models": [
             {
                 "name": model.name,

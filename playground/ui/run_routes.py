@@ -70,8 +70,11 @@ class RunRoutes:
 
         def read() -> dict[str, Any]:
             info = self._runs.request(request_id)
+            if not info.has_recording:  # it may have ended this very moment
+                self._recorder.flush()
+                info = self._runs.request(request_id)
             if not info.has_recording:
-                return run_views.plain(info)
+                return run_views.plain(info, writing=self._recorder.is_writing(request_id))
             run = self._runs.run(request_id)
             try:
                 return run_views.replay(run)

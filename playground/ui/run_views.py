@@ -108,9 +108,9 @@ def replay(run: RecordedRun, tour: Tour | None = None) -> dict[str, Any]:
     }
 
 
-def plain(info: RequestInfo) -> dict[str, Any]:
-    """A run of which only the figures are saved."""
-    return {"run": row(info), "prompt": info.prompt, "frames": None}
+def plain(info: RequestInfo, *, writing: bool = False) -> dict[str, Any]:
+    """A run of which only the figures are saved; `writing`: until now."""
+    return {"run": row(info), "prompt": info.prompt, "frames": None, "writing": writing}
 
 
 def _tokens(run: RecordedRun, request: int, frames: Sequence[dict[str, Any]]) -> list[list[Any]]:

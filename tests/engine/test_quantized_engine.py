@@ -23,9 +23,7 @@ def tokens(engine: Engine, params: SamplingParams = GREEDY) -> list[tuple[int, .
     return [tuple(one.token_ids) for one in engine.generate(PROMPTS, params)]
 
 
-# Not w8a8: its grid, compressed-tensors' own, has a token's largest value halfway between two codes, so that the last
-# bit of a float32 product, which another number of rows may change, decides on one.
-@pytest.mark.parametrize("quantization", ["int8", "fp8", INT4], ids=lambda value: str(value)[:8])
+@pytest.mark.parametrize("quantization", ["int8", "fp8", "w8a8", INT4], ids=lambda value: str(value)[:8])
 def test_batched_chunked_and_preempted_requests_have_the_tokens_of_single_ones(
     make_engine: EngineFactory, quantization: QuantizationConfig | str
 ) -> None:

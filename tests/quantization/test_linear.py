@@ -185,9 +185,10 @@ def test_int8_activations_are_the_integer_product_of_rounded_tokens(dtype: torch
     x = torch.randn(rows, 72, generator=generator).to(dtype)
     x[0] *= 1000  # every token has a scale of its own
     x[-1, 3] = 0
-    wide = x if dtype == torch.float64 else x.float()  # the largest value is a tie, which the last bit decides
-    scales = wide.abs().amax(-1, keepdim=True) / 127.5
-    codes = (wide / scales).round().clamp(-128, 127)
+    wide = x if dtype == torch.float64 else x.float()
+    largest = wide.abs().amax(-1, keepdim=True)
+    scales = largest / 127.5
+    codes = (wide / largest * 127.5).round().clamp(-128, 127)  # the largest is a tie, and goes to 127 or -128
     expected = codes.double() * scales @ weight.dequantize(torch.float64).t()
     off_by_one = scales * weight.dequantize(torch.float64).abs().amax() + expected.abs() * TOLERANCE[dtype]
     assert ((linear(x).double() - expected).abs() <= off_by_one).all()
@@ -207,6 +208,11 @@ def test_int8_activations_are_those_of_compressed_tensors(rows: int) -> None:
     module = torch.nn.Linear(72, 48)
     module.quantization_status = QuantizationStatus.COMPRESSED  # type: ignore[assignment]
     rounded = forward_quantize(module, x[None], "input", args)[0]
+    largest = x.abs().amax(-1, keepdim=True)
+    scales = largest / 127.5
+    tie = x == -largest  # -127.5: theirs goes to either side with the last bit of the scale, ours to the even one
+    assert ((rounded / scales)[tie].round() + 127.5).abs().eq(0.5).all()
+    rounded = torch.where(tie, -128 * scales, rounded)
     linear = QuantizedLinear(weight, None, dtype=torch.float32, device=CPU, int8_activations=True)
     torch.testing.assert_close(linear(x), rounded @ weight.dequantize().t(), atol=1e-4, rtol=1e-5)
 

@@ -69,7 +69,7 @@ def test_every_value_is_within_half_a_step_unless_it_is_clipped(bits: int) -> No
 def test_searched_scales_lose_no_more_than_those_of_the_range(
     bits: int, group_size: int, symmetric: bool, seed: int
 ) -> None:
-    w = matrix(5, 32, seed)
+    w = matrix(16, 32, seed)
     w[0, :20], w[1] = 0, w[1].abs()
 
     def losses(**options: bool) -> Tensor:
@@ -81,7 +81,7 @@ def test_searched_scales_lose_no_more_than_those_of_the_range(
     found, plain = losses(search=True), losses()
     assert (found <= plain * 1.0001 + 1e-12).all()
     if bits == 2:
-        assert found.sum() < 0.97 * plain.sum()
+        assert found.sum() < 0.85 * plain.sum()
 
 
 def test_searched_scales_are_the_best_of_forty_shrunken_ranges() -> None:

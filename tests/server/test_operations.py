@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,10 +36,12 @@ class Host:
         self.busy: str | None = None
         self._followers: list[tuple[Any, Any]] = []
 
-    def follow(self, arrives: Any, leaves: Any) -> None:
-        self._followers.append((arrives, leaves))
+    def follow(self, arrives: Any, leaves: Any) -> Callable[[], None]:
+        follower = (arrives, leaves)
+        self._followers.append(follower)
         if self.serving is not None:
             arrives(self.serving)
+        return lambda: self._followers.remove(follower) if follower in self._followers else None
 
     def swap(self, serving: Any) -> None:
         """As the app's host does: the new one comes before the old one goes."""

@@ -91,16 +91,18 @@ def server(engine: Engine) -> Iterator[Server]:
         feed = FrameFeed(engine, hub, linger_seconds=0.1)
         left: list[str] = []
         source = Bell()
-        routes = live_routes(cast(EngineHost, HostOf(feed)), [left.append], [source])
+        routes, end_streams = live_routes(cast(EngineHost, HostOf(feed)), [left.append], [source])
         app = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), port=0, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=app.run, daemon=True)
         thread.start()
         wait_until(lambda: app.started)
         yield Server(app.servers[0].sockets[0].getsockname()[1], feed, left, source)
-        feed.close()
+        end_streams()
         app.should_exit = True
         thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive(), "an open stream keeps nobody from ending"
+        assert feed.num_readers == 0, "and none is left behind"
+        feed.close()
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

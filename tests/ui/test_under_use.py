@@ -7,27 +7,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from playground import EngineConfig
 from playground.sessions import SessionStore
-from playground.ui.app import App
+from playground.ui.app import App, build_ui
 from playground.ui.handlers import ChatHandlers
 from playground.ui.host import EngineHost
-from tests.ui.endless import write_endless_model
 from tests.ui.under_use import Left, launched, open_and_close, settle, stream_at_once
 
 TABS, SECONDS = 8, 3.0
 CYCLES, WARM_UP = 200, 20
 MOST_GROWTH_BYTES = 24 << 20
 """Of 180 cycles. A stream, a reply or a session that stays takes far more than the allocator's noise."""
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineHost]:
-    """One that no other test has used: what is left behind is counted."""
-    folder = write_endless_model(tmp_path_factory.mktemp("endless-llama"))
-    with EngineHost() as host:
-        host.load(EngineConfig(model=str(folder), device="cpu", dtype="float32", num_kv_blocks=2048)).result()
-        yield host
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +50,21 @@ def test_two_hundred_tabs_that_come_and_go_leave_nothing_behind(
     assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("reply-")]
     assert after.resident - before.resident < MOST_GROWTH_BYTES
     assert host._listeners == ()
+
+
+def test_an_app_that_is_closed_leaves_its_host_as_it_was(host: EngineHost) -> None:
+    def there_is() -> tuple[object, ...]:
+        return host._followers, host._listeners, len(host.hub._out._subscriptions), host.feed.num_readers
+
+    before, threads = there_is(), set(threading.enumerate())
+    with SessionStore() as store:
+        build_ui(host, store).close()
+    assert there_is() == before
+    assert set(threading.enumerate()) <= threads
+    ready = threading.Event()
+    reader = host.feed.read(ready.set)
+    assert ready.wait(30) and reader.take() is not None and not reader.ended, "its frames go on"
+    reader.close()
 
 
 def test_pages_metrics_and_health_answer_while_the_engine_is_at_full_load(

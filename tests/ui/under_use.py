@@ -190,7 +190,7 @@ def launched(host: EngineHost, store: SessionStore) -> Iterator[tuple[str, App]]
     app = build_ui(host, store)
     _, address, _ = app.demo.launch(prevent_thread_lock=True, quiet=True, **app.launch_options)
     yield address, app
-    app.on_close.pop_all()  # the host belongs to others too, and its feed with it
+    app.close()
     app.demo.close(verbose=False)
 
 

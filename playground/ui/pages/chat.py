@@ -20,7 +20,7 @@ VIEWS = ("blocks", "requests", "throughput", "memory", "roofline", "predicted", 
 def build(context: PageContext) -> None:
     do = ChatHandlers(context.host, context.store, context.recorder)
     context.on_close.callback(do.close)
-    context.routes.extend(chat_routes(context.store))
+    context.routes.extend(chat_routes(context.store, context.recorder))
     context.on_leave.append(do.leave)
     context.sources.append(do.replies)
     words = {

@@ -43,15 +43,11 @@
     const retry = () => action("Retry", "Write this reply again; this one stays as a version. Ctrl+Enter", () => again("retry"));
     P.calls.retry = () => { if (!P.state.running && P.state.head) again("retry"); };
 
-    // The recording of the run that wrote a reply: it is stored a moment after the reply.
-    const RECORDED_MS = [0, 400, 1200];
+    // The recording of the run that wrote a reply.
     const replay = (id) => {
       const button = action("Replay", "Play this reply again step by step, on the Requests page", async () => {
-        for (const wait of RECORDED_MS) {
-          await new Promise((done) => window.setTimeout(done, wait));
-          const run = await fetch(new URL(`chats/run/${id}`, document.baseURI)).then((answer) => (answer.ok ? answer.json() : null), () => null);
-          if (run !== null) { window.location.hash = `requests/${run}`; return; }
-        }
+        const run = await fetch(new URL(`chats/run/${id}`, document.baseURI)).then((answer) => (answer.ok ? answer.json() : null), () => null);
+        if (run !== null) { window.location.hash = `requests/${run}`; return; }
         button.textContent = "Not recorded";
         button.disabled = true;
       });

@@ -21,12 +21,17 @@
         el("td", { text: model.parameters }), el("td", { text: model.dtype }), el("td", { class: "wide", text: model.context }),
         el("td", {}, P.models.quantity(model.size)), el("td", { class: "wide", text: model.source }), el("td", { class: "end" }, remove));
     };
-    P.bind(props, watch, (value) => {
-      if (!value) { body.replaceChildren(el("p", { class: "hint", text: "The bundled models, the folders that you add and the hub's download cache will be listed here." })); return; }
+    const list = (models) => {
       body.replaceChildren(el("div", { class: "scroll" }, el("table", { class: "plain models" },
         el("thead", {}, el("tr", {}, el("th", { text: "Model" }), el("th", { text: "Parameters" }), el("th", { text: "Type" }), el("th", { class: "wide", text: "Context" }), el("th", { text: "Files" }), el("th", { class: "wide", text: "From" }), el("th", {}, el("span", { class: "offscreen", text: "Remove" })))),
-        el("tbody", {}, ...value.models.map(row)))));
-      path.value = value.typed;
+        el("tbody", {}, ...models.map(row)))));
+    };
+    let latest = 0;
+    P.bind(props, watch, (value) => {
+      if (!value) { body.replaceChildren(el("p", { class: "hint", text: "The bundled models, the folders that you add and the hub's download cache will be listed here." })); return; }
+      if (value.rev > latest) { latest = value.rev; list(value.models); }
+      if (value.asked === null) return; // only read anew: what was said before still holds, and somebody may be typing
+      if (!value.error && path.value === value.asked) path.value = "";
       problem.replaceChildren(...(value.error ? [P.models.problem(value.error)] : []));
     });
     let asked = false;

@@ -6,6 +6,7 @@
   const SPEEDS = [0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 4];
   const AIM_MS = 14_000; // a replay begins at the speed that lasts about this long
   const SHORTEST_SPAN = 400;
+  const WRITING_MS = 1000; // between two looks at a run that is still being written
   const ROUNDING_MS = 0.01; // times have three decimals: a moment at the end of a step is behind it
 
   const figure = (label, parts, tip) => el("div", { class: "figure", "data-tip": tip, tabindex: "0" }, el("span", { class: "label", text: label }), el("b", { text: parts[0] }), parts[1] ? el("small", { text: parts[1] }) : null);
@@ -98,18 +99,25 @@
     const shown = { path, player: null, closed: false, end: () => {} };
     shown.close = () => { shown.closed = true; shown.end(); root.replaceChildren(); };
     const isTour = path.startsWith("tour/");
+    const url = isTour ? `runs/tours/${encodeURIComponent(path.slice(5))}` : `runs/${encodeURIComponent(path)}`;
     const problem = el("p", { class: "problem", role: "alert", hidden: true });
     const say = (text) => { problem.hidden = !text; problem.textContent = text || ""; };
     const heading = el("h2", { text: "…" });
     const tools = el("div", { class: "tools" });
-    const body = el("div", { class: "page-body" }, el("div", { class: "head" }, el("a", { class: "button", href: "#requests", text: "All requests" }), heading, tools), problem);
+    const head = el("div", { class: "head" }, el("a", { class: "button", href: "#requests", text: "All requests" }), heading, tools);
+    const body = el("div", { class: "page-body" }, head, problem);
     root.replaceChildren(body);
-    const url = isTour ? `runs/tours/${encodeURIComponent(path.slice(5))}` : `runs/${encodeURIComponent(path)}`;
-    P.runs.get(url).then((answer) => {
-      if (shown.closed) return;
+
+    const show = (answer) => {
       if (answer.error || !answer.run) { heading.textContent = "Not found"; say(answer.error || "There is no such run."); return; }
       const { run } = answer;
       heading.textContent = answer.tour ? `Tour: ${answer.tour.title}` : run.prompt || "(empty)";
+      body.replaceChildren(head, problem);
+      if (answer.writing) {
+        body.append(figures(run), el("p", { class: "bare", text: "This request is being served: it can be played when it has ended." }));
+        window.setTimeout(load, WRITING_MS);
+        return;
+      }
       if (!isTour) {
         const remove = P.sureButton({ class: "button", face: () => "Delete", sure: "Click again to delete", act: async () => {
           const done = await P.runs.post(`runs/${run.id}/delete`);
@@ -128,7 +136,13 @@
       const played = replay(body, answer, views);
       shown.player = played.player;
       shown.end = played.close;
-    });
+    };
+    const load = async () => {
+      if (shown.closed) return;
+      const answer = await P.runs.get(url);
+      if (!shown.closed) show(answer);
+    };
+    load();
     return shown;
   };
 })();
