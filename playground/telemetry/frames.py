@@ -212,11 +212,7 @@ class LiveState:
         A `final` frame has a sample in any case, because none may follow for a long time.
         """
         self._forget(now_ns)
-        sample = None
-        if final or now_ns >= self._next_sample_ns:
-            sample = self._sample(now_ns)
-            self._history.append(sample)
-            self._next_sample_ns = now_ns + self._sample_ns
+        sample = self._due_sample(now_ns, in_any_case=final)
         self._seq += 1
         frame: Frame = {"seq": self._seq, "t": self._ms(now_ns), "full": full}
         frame |= self._everything() if full else self._changes()
@@ -238,6 +234,7 @@ class LiveState:
 
     def opening(self, now_ns: int) -> Frame:
         """Where one reader starts from. The next `frame` goes on from it; readers who are there miss nothing."""
+        sample = self._due_sample(now_ns) or self._sample(now_ns)
         return {
             "seq": self._seq,
             "t": self._ms(now_ns),
@@ -246,10 +243,19 @@ class LiveState:
             "copies": [],
             "steps": list(self._steps)[: max(0, len(self._steps) - self._num_new_steps)],
             "steps_left_out": 0,
-            "sample": self._sample(now_ns),
+            "sample": sample,
             "dropped": self.num_dropped,
             "history": list(self._history),
         }
+
+    def _due_sample(self, now_ns: int, *, in_any_case: bool = False) -> SampleRow | None:
+        """A sample, which the history keeps, where it is time for one."""
+        if now_ns < self._next_sample_ns and not in_any_case:
+            return None
+        sample = self._sample(now_ns)
+        self._history.append(sample)
+        self._next_sample_ns = now_ns + self._sample_ns
+        return sample
 
     def _changes(self) -> Frame:
         requests = [self._sequences[i] for i in sorted(self._changed_requests) if i in self._sequences]

@@ -143,7 +143,7 @@ class ChatRun:
                     self._observe()
                 if time.monotonic() - saved_at >= SAVE_SECONDS:
                     now = self.progress()
-                    keeper.save(now.text, now.tokens, now.metrics)
+                    keeper.save(self._text_of(now.tokens), now.tokens, now.metrics)
                     saved_at = time.monotonic()
             generation = self._handle.result()
             self._finish(generation)
@@ -158,6 +158,10 @@ class ChatRun:
         finally:
             self._engine_events.unsubscribe(self._events)
             self._ended.set()
+
+    def _text_of(self, tokens: Sequence[TracedToken]) -> str:
+        """The text up to the last token of which all is known: its step is told a moment after it."""
+        return self._beginning.text + "".join(token.text for token in tokens[len(self._beginning.tokens) :])
 
     def _observe(self) -> None:
         self._trace.observe(self._events.drain(), self._events.num_dropped)

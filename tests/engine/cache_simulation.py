@@ -80,6 +80,8 @@ class CacheSimulation(Simulation):
         self.kept: set[BlockKey] = set()
         self.lasting: set[int] = set()
         self.used_at: dict[BlockKey, int] = {}
+        self.ran: list[Request] = []
+        """Who took part in the latest step."""
         super().__post_init__()
         self.pins = PinnedPrefixes(self.scheduler, self.max_pinned, clock=lambda: self.steps)
         self.unpin_at: dict[int, int] = {}  # by pin id
@@ -193,6 +195,10 @@ class CacheSimulation(Simulation):
         assert self.tables is not None
         if self.ttl is None:
             return
+        for request in self.ran:  # it has read tokens since, before it ended, and what they completed was its own
+            keys = self.tables.prefix_keys(request.token_ids[:-1], request.params.cache_salt)
+            self.used_at |= dict.fromkeys(keys, self.steps)
+        self.ran = list(self.scheduler.running)
         for request in output.admitted:
             keys = self.tables.prefix_keys(request.token_ids, request.params.cache_salt)
             for key, block_id in zip(keys, request.block_table[: request.num_found_blocks], strict=False):

@@ -11,6 +11,7 @@ import torch
 from playground import Engine, EngineConfig, SamplingParams
 from tests.checkpoints import VARIANTS, checkpoint, reference_model
 from tests.engine.conftest import with_given_fields
+from tests.engine.told import told
 from tests.engine.transformers_beams import STOP_IDS, beam_search
 
 PROMPTS = [(7, 30, 99, 12, 5), (11,), tuple(range(20, 51)), (250, 3, 3, 3, 17, 80, 41, 200, 6)]
@@ -354,7 +355,7 @@ def test_beams_share_blocks_and_copy_only_part_filled_ones(engine_of):
     engine = engine_of("gpt2")
     events = engine.events.subscribe()
     result = engine.generate(list(PROMPTS[2]), BEAMS.replace(max_tokens=12, stop_token_ids=()))[0]
-    drained = events.drain()
+    drained = told(engine, events)
     engine.events.unsubscribe(events)
     blocks = [event for event in drained if type(event).__name__ == "BlockEvent"]
     copies = [event for event in blocks if event.action == "copy"]

@@ -12,6 +12,7 @@ from playground.engine.core import EngineCore
 from playground.engine.executor import Executor, InFlightStep
 from playground.engine.request import Request
 from playground.engine.sampler import DrawnTokens
+from tests.engine.told import told
 
 GREEDY = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
 TEXTS = ["Once upon a time", "Hello", "The fox could not sleep", "a"]
@@ -129,7 +130,7 @@ def test_a_token_counts_as_received_when_it_is_read(make_engine):
     engine = one_ahead(make_engine())
     events = engine.events.subscribe()
     result = engine.generate("Hello", GREEDY)[0]
-    steps = [event for event in events.drain() if type(event).__name__ == "StepEvent"]
+    steps = [event for event in told(engine, events) if type(event).__name__ == "StepEvent"]
     assert len(result.metrics.inter_token_latencies) == GREEDY.max_tokens - 1
     assert all(gap > 0 for gap in result.metrics.inter_token_latencies)
     assert [step.step for step in steps] == list(range(1, GREEDY.max_tokens + 1))

@@ -5,6 +5,7 @@ import pytest
 from playground import Engine, EngineConfig, SamplingParams
 from playground.engine.events import BlockEvent
 from tests.engine.conftest import with_given_fields
+from tests.engine.told import told
 
 BLOCK = 4
 PARAMS = SamplingParams(max_tokens=10, seed=5, ignore_eos=True)
@@ -26,7 +27,7 @@ def watched(engine, prompt, params):
     """The result, and the block events of the run."""
     events = engine.events.subscribe()
     result = engine.generate(prompt, params)[0]
-    drained = [event for event in events.drain() if isinstance(event, BlockEvent)]
+    drained = [event for event in told(engine, events) if isinstance(event, BlockEvent)]
     engine.events.unsubscribe(events)
     return result, drained
 

@@ -9,6 +9,7 @@ import torch
 
 from playground import ConfigError, Engine, EngineConfig, PlaygroundError, RequestError, SamplingParams
 from playground.engine.host_memory import HostMemory
+from tests.engine.told import told
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 SYSTEM = "You are a fox. Be brief and kind. "
@@ -98,7 +99,7 @@ def test_what_was_read_written_and_neither_adds_up_and_is_told_in_events(engine)
     whole = (first.num_prompt_tokens - 1) // 4 * 4
     assert (first.num_cached_tokens, first.num_cache_write_tokens) == (0, first.num_prompt_tokens // 4 * 4)
     assert (second.num_cached_tokens, second.num_cache_write_tokens) == (whole, 0)
-    ends = [e for e in events.drain() if type(e).__name__ == "RequestEvent" and e.state == "finished"]
+    ends = [e for e in told(engine, events) if type(e).__name__ == "RequestEvent" and e.state == "finished"]
     assert [(e.num_cached_tokens, e.num_cache_write_tokens) for e in ends] == [
         (0, first.num_cache_write_tokens),
         (whole, 0),

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from playground import SamplingParams
+from tests.engine.told import told
 
 LONG = SamplingParams(max_tokens=100, ignore_eos=True, temperature=0)
 
@@ -193,7 +194,7 @@ def test_events_tell_the_whole_life_of_a_request(make_engine):
     engine = make_engine(num_kv_blocks=29, max_num_batched_tokens=16)
     events = engine.events.subscribe()
     results = engine.generate(["a prompt of twenty-two"] * 3, LONG.replace(max_tokens=80))
-    drained = events.drain()
+    drained = told(engine, events)
     steps = [event for event in drained if type(event).__name__ == "StepEvent"]
     states = [e.state for e in drained if type(e).__name__ == "RequestEvent" and e.request_id == results[2].request_id]
     blocks = [event for event in drained if type(event).__name__ == "BlockEvent"]

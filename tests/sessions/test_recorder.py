@@ -113,6 +113,7 @@ def test_a_replay_goes_through_the_states_that_the_live_state_went_through(engin
         live = hub.subscribe()
         start = engine.kv_snapshot()
         engine.generate(PROMPTS, PARAMS)
+        engine.kv_snapshot()  # between two steps: the last one has been told, too
     events = live.drain()
     frames = replay_frames(Recording(facts_of(engine), start, events, ()))
     state = LiveState(facts_of(engine), start.time_ns)

@@ -32,6 +32,7 @@ def test_the_events_account_for_every_token_of_every_request(engine: Engine):
     with TelemetryHub(engine) as hub:
         consumer = hub.subscribe()
         generations = engine.generate(PROMPTS, PARAMS)
+        engine.kv_snapshot()  # between two steps: the last one has been told, too
     events = consumer.drain()
     steps = [event for event in events if isinstance(event, StepEvent)]
     assert hub.num_events_dropped == consumer.num_dropped == 0

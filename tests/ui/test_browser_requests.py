@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.ui.browser import Tab, chromium, served
-from tests.ui.endless import SHORT, write_endless_model
+from tests.ui.endless import ENDLESS, SHORT, write_endless_model
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
 
@@ -139,3 +139,19 @@ def test_changes_need_the_pages_own_header(tab: Tab) -> None:
     status = "fetch('runs/clear', {method: 'POST'}).then((answer) => answer.status)"
     assert tab.page.evaluate(status) == 403
     tab.problems[:] = [problem for problem in tab.problems if "403" not in problem]
+
+
+def test_a_request_that_is_being_served_is_shown_and_plays_once_it_has_ended(tab: Tab) -> None:
+    go(tab, "chat")
+    tab.set(ENDLESS)
+    tab.send("On and on")
+    tab.wait_streaming()
+    runs = go(tab, "requests")
+    runs.locator(".list tbody tr", has_text="On and on").locator("td.time").click()
+    runs.get_by_text("This request is being served").wait_for()
+    go(tab, "chat")
+    tab.stop()
+    tab.wait_stopped()
+    tab.page.go_back()
+    runs.get_by_text("Recording", exact=True).wait_for()
+    assert runs.get_by_role("button", name="Play again").is_visible()

@@ -8,6 +8,7 @@ from playground.engine.events import StepEvent
 from playground.models.eagle import load_eagle_head
 from playground.models.loader import load_model
 from tests.engine.speculation.test_equality import some_prompts
+from tests.engine.told import told
 
 FEW = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, allowed_token_ids=(40, 50, 60))
 
@@ -31,7 +32,7 @@ def check_drafts(engine, prompts, tiny_model, eagle_head):
     head = load_eagle_head(eagle_head, target)
     subscription = engine.events.subscribe()
     results = engine.generate(prompts, FEW)
-    events = [event for event in subscription.drain() if isinstance(event, StepEvent)]
+    events = [event for event in told(engine, subscription) if isinstance(event, StepEvent)]
     num_drafts = num_rejected = 0
     for prompt, result in zip(prompts, results, strict=True):
         token_ids = list(prompt)

@@ -5,6 +5,7 @@ import pytest
 from playground import SamplingParams
 from playground.engine.events import BlockEvent, StepEvent
 from tests.engine.speculation.test_equality import METHODS, some_prompts
+from tests.engine.told import told
 
 GREEDY = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
 
@@ -16,7 +17,7 @@ def test_events_say_of_every_token_where_it_comes_from(make_speculative, method,
     subscription = engine.events.subscribe()
     params = [GREEDY.replace(temperature=temperature, seed=number) for number in range(6)]
     results = engine.generate(some_prompts(6), params)
-    events = subscription.drain()
+    events = told(engine, subscription)
     steps = [event for event in events if isinstance(event, StepEvent)]
     for result in results:
         own = [one for step in steps for one in step.requests if one.request_id == result.request_id]
@@ -66,7 +67,7 @@ def test_blocks_taken_for_rejected_drafts_are_given_back_in_the_same_step(make_s
     engine = make_speculative({"method": "draft", "num_tokens": 9}, prefix_caching=False)
     subscription = engine.events.subscribe()
     engine.generate([3, 4, 5], GREEDY)
-    held, events = 0, subscription.drain()
+    held, events = 0, told(engine, subscription)
     for event in events:
         if isinstance(event, BlockEvent):
             held += {"alloc": 1, "free": -1}.get(event.action, 0)
@@ -85,7 +86,7 @@ def test_a_batch_beyond_the_limit_does_not_speculate_and_says_why(make_speculati
     # Requests come one by one: the first two may draft while the third still runs its prompt.
     prompt = max(len(result.prompt_token_ids) for result in many)
     steps = [
-        event for event in subscription.drain()
+        event for event in told(engine, subscription)
         if isinstance(event, StepEvent) and sum(one.num_computed_tokens >= prompt for one in event.requests) > 2
     ]  # fmt: skip
     assert steps and not any(step.num_draft_tokens for step in steps)
@@ -101,7 +102,7 @@ def test_catching_up_with_a_prompt_does_not_count_as_the_cost_of_drafting(make_s
     steps = engine.events.subscribe()
     engine.generate([list(range(3, 3 + 40)), [5, 6, 7]], GREEDY)
     drafting = [
-        e for e in steps.drain() if isinstance(e, StepEvent) and e.num_draft_tokens and not e.num_prefill_tokens
+        e for e in told(engine, steps) if isinstance(e, StepEvent) and e.num_draft_tokens and not e.num_prefill_tokens
     ]
     assert drafting[0].requests[0].num_computed_tokens == 40
     assert sum(cost.num_draft_tokens > 0 for cost in observed) == len(drafting) - 1 > 0
