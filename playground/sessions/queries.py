@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, RowMapping, delete, func, insert, literal, or_, select, update
 
-from playground.sessions import run_queries
+from playground.sessions import run_changes
 from playground.sessions.codec import (
     DEFAULT_TITLE,
     canonical_json,
@@ -115,7 +115,7 @@ def update_chat(connection: Connection, chat_id: int, **values: Any) -> ChatInfo
 def delete_chat(connection: Connection, chat_id: int) -> None:
     """The chat, its messages, runs and recorded requests, and what nothing uses any more."""
     connection.execute(delete(chats).where(chats.c.id == chat_id))
-    run_queries.delete_unused(connection)
+    run_changes.delete_unused(connection)
 
 
 # Messages
@@ -205,7 +205,7 @@ def add_reply(
     if not follows and head_id is not None:
         follows = message(connection, head_id).parent_id == parent_id and message(connection, head_id).role != "user"
     message_id = _add_message(connection, chat_id, parent_id, "assistant", text)
-    used = run_queries.add_config(connection, config)
+    used = run_changes.add_config(connection, config)
     connection.execute(insert(runs).values(message_id=message_id, config_id=used, created_ms=now_ms(), **run))
     values: dict[str, Any] = {"updated_ms": now_ms()}
     if follows:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from playground.sessions import run_queries
+from playground.sessions import run_changes, run_queries
 from playground.sessions.database import MEMORY
 from playground.sessions.errors import StorageError
 from playground.sessions.run_records import RecordedRun, RequestInfo, RunConfigInfo, RunPage, RunQuery, StorageInfo
@@ -53,17 +53,17 @@ class RunStore:
         """A new recording of an engine: its id, and that of its configuration."""
         values: dict[str, Any] = {"config": config, "model": model, "environment": environment, "facts": facts}
         return self._write(
-            lambda connection: run_queries.add_recording(connection, origin="here", created_ms=created_ms, **values)
+            lambda connection: run_changes.add_recording(connection, origin="here", created_ms=created_ms, **values)
         )
 
     def know(self, recording_id: int, facts: EngineFacts) -> None:
         """More has become known of a recording's engine: what its machine can do at most."""
-        self._write(lambda connection: run_queries.set_facts(connection, recording_id, facts))
+        self._write(lambda connection: run_changes.set_facts(connection, recording_id, facts))
 
     def store(self, recording_id: int, batch: Batch) -> "Future[set[int]]":
         """Store a batch; the result names the segments that have been deleted meanwhile."""
         return self._store._writer.submit(
-            lambda connection: run_queries.store_batch(connection, recording_id, batch), BATCH_LOCK_WAIT
+            lambda connection: run_changes.store_batch(connection, recording_id, batch), BATCH_LOCK_WAIT
         )
 
     # Reading
@@ -98,22 +98,22 @@ class RunStore:
 
     def add(self, run: RecordedRun) -> int:
         """Store an imported run; its new id."""
-        return self._write(lambda connection: run_queries.add_run(connection, run))
+        return self._write(lambda connection: run_changes.add_run(connection, run))
 
     def delete(self, request_id: int) -> None:
         """Delete a request and what only it needs; one that does not exist is not an error."""
-        self._write(lambda connection: run_queries.delete_request(connection, request_id))
+        self._write(lambda connection: run_changes.delete_request(connection, request_id))
 
     def set_limit(self, num_bytes: int) -> None:
         """How much room raw events may take; what is too much is deleted now, oldest first."""
         if num_bytes not in LIMITS:
             allowed = ", ".join(str(limit) for limit in LIMITS)
             raise StorageError(f"limit={num_bytes} is not allowed: give one of {allowed} bytes.")
-        self._write(lambda connection: run_queries.set_limit(connection, num_bytes))
+        self._write(lambda connection: run_changes.set_limit(connection, num_bytes))
 
     def clear_raw(self) -> None:
         """Delete all raw events and give their room back to the disk; the figures of all requests stay."""
-        self._write(run_queries.delete_raw)
+        self._write(run_changes.delete_raw)
         self._compact()
 
     # Parts

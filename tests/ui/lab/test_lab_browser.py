@@ -1,28 +1,12 @@
 """The Lab page in a real browser: theory that answers, and a benchmark from the click to its table."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.ui.browser import Tab, chromium, served
-from tests.ui.endless import write_endless_model
+from tests.ui.browser import Tab
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture(scope="module")
-def address(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("served")
-    model = write_endless_model(folder / "endless")
-    with served(folder, "--model", str(model), "--device", "cpu", "--dtype", "float32") as app:
-        yield app.address
 
 
 def figure(tab: Tab, label: str) -> str:

@@ -67,9 +67,9 @@
     const row = (session) => {
       if (asking && asking.id === session.id) return asking.what === "rename" ? renaming(session) : exporting(session);
       const current = session.id === P.state.chat;
-      const detail = session.found ? [el("small", { class: "found", text: session.found })] : [el("small", { text: [clock(session.updated_ms), session.detail].filter(Boolean).join(" · ") })];
+      const detail = el("small", { text: [clock(session.updated_ms), session.detail].filter(Boolean).join(" · ") });
       return el("div", { class: `session${current ? " current" : ""}`, role: "listitem" },
-        el("button", { class: "open", type: "button", "aria-current": current ? "true" : null, title: session.title, onclick: () => { toggle(false); if (!current) fire("open", { id: session.id }); } }, el("span", { class: "title", text: session.title }), ...detail),
+        el("button", { class: "open", type: "button", "aria-current": current ? "true" : null, title: session.title, onclick: () => { toggle(false); if (!current) fire("open", { id: session.id }); } }, el("span", { class: "title", text: session.title }), detail),
         el("span", { class: "tools" },
           el("button", { class: "tool", type: "button", "aria-label": `Rename ${session.title}`, "data-tip": "Rename", onclick: () => ask(session.id, "rename") }, P.icon("pencil")),
           el("button", { class: "tool", type: "button", "aria-label": `Export ${session.title}`, "data-tip": "Export", onclick: () => ask(session.id, "export") }, P.icon("download")),
