@@ -144,6 +144,15 @@ def test_a_difference_within_its_error_is_called_noise() -> None:
     assert not goal.reached and "no more than noise" in goal.why
 
 
+@pytest.mark.parametrize(("spread", "said"), [(0.001, "is real"), (0.5, "no more than noise")])
+def test_a_share_that_is_missed_is_weighed_against_the_goal_and_not_against_the_whole(spread: float, said: str) -> None:
+    rows, nlls = rows_of(gptq4=0.0055, rtn4_128=0.01)
+    noise = torch.randn(4000, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    nlls["gptq4"] = nlls["gptq4"] + (noise - noise.mean()) * spread
+    (goal,) = [goal for goal in check_goals(rows, nlls) if goal.reach == "at most 0.5"]
+    assert not goal.reached and said in goal.why
+
+
 @pytest.mark.parametrize(("value", "text"), [(0.123456, "+12.3 %"), (-0.00002, "-0.002 %"), (0.0, "+0.000 %")])
 def test_percent(value: float, text: str) -> None:
     assert percent(value) == text

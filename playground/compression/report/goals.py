@@ -46,6 +46,10 @@ class _Context:
         """Standard errors by which one row's loss exceeds another's on the same tokens."""
         return paired_difference(self.nlls[worse], self.nlls[better]).z
 
+    def excess(self, part: str, whole: str, most: float) -> float:
+        """Standard errors by which one row's loss exceeds so much of another's on the same tokens."""
+        return paired_difference(self.nlls[part], most * self.nlls[whole]).z
+
 
 def check_goals(rows: Rows, nlls: Mapping[str, Tensor]) -> list[Goal]:
     """Verdicts on everything that the rows at hand tell; `nlls` are differences to the unchanged model."""
@@ -80,7 +84,7 @@ def _halves(context: _Context) -> list[Goal]:
     for part, whole, most, what in pairs:
         if context.has(part, whole):
             share = _share(context, part, whole)
-            why = "" if share <= most else _size_of(context.z(whole, part)) + _tried(context, part, whole)
+            why = "" if share <= most else _size_of(context.excess(part, whole, most)) + _tried(context, part, whole)
             goals.append(Goal(what, f"at most {most:g}", f"{share:.3g}", share <= most, why))
     return goals
 
@@ -157,7 +161,7 @@ def _two_bits(context: _Context) -> list[Goal]:
         )
     if context.has("rtn2-32", "gptq2-32"):
         won = 1 - _share(context, "gptq2-32", "rtn2-32")
-        why = _size_of(context.z("rtn2-32", "gptq2-32")) + _tried(context, "gptq2-32", "rtn2-32")
+        why = _size_of(context.excess("gptq2-32", "rtn2-32", 0.4)) + _tried(context, "gptq2-32", "rtn2-32")
         why = "" if won >= 0.6 else why
         goals.append(
             Goal("int2 in groups of 32: the share of the loss that GPTQ wins back", "at least 0.6", f"{won:.3g}",

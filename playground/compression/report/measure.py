@@ -97,9 +97,16 @@ def run_report(plan: ReportPlan, say: Say = print) -> dict[str, Any]:
         bench = _Bench(plan, folder, work)
         stack.callback(bench.close)
         results = []
+        timed = [variant for variant in rows if variant.timed]
+        total = len(rows) + len(timed)
         for number, variant in enumerate(rows, start=1):
-            say(f"{number} of {len(rows)}: {variant.label}")
+            say(f"{number} of {total}: {variant.label}")
             results.append(bench.row(variant))
+        by_key = {result["key"]: result for result in results if result["error"] is None}
+        for number, variant in enumerate(timed, start=len(rows) + 1):
+            say(f"{number} of {total}: {variant.label}, decode speed")
+            if variant.key in by_key:
+                by_key[variant.key] |= bench.speed(variant)
         return {
             "report": "compression",
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -132,6 +139,7 @@ class _Bench:
         self.ids = encode_text(load_tokenizer(folder), read_text(plan.text))[: plan.max_tokens]
         self.nlls: dict[str, Tensor] = {}
         self._removed: dict[str, tuple[int, ...]] = {}
+        self._folders: dict[str, Path] = {}
         self.base_nlls = self._decoder_nlls(folder)
         self._base_engine_nlls: Tensor | None = None
         self._base_engine: Engine | None = None
@@ -166,6 +174,7 @@ class _Bench:
 
     def _measure(self, variant: Variant) -> dict[str, Any]:
         folder, facts = self._made(variant)
+        self._folders[variant.key] = folder
         if variant.kv_cache_dtype is not None:
             nlls, base = self._engine_nlls(variant.kv_cache_dtype), self._engine_base()
         else:
@@ -184,7 +193,6 @@ class _Bench:
             "memory_share": size / self.base_bytes,
             "load_seconds": seconds,
             **facts,
-            **(self._speed(variant, folder) if variant.timed else {}),
         }
 
     def _made(self, variant: Variant) -> tuple[Path, dict[str, Any]]:
@@ -247,11 +255,18 @@ class _Bench:
             seconds.append(time.perf_counter() - started)
         return loaded.weights_bytes, median(seconds)
 
-    def _speed(self, variant: Variant, folder: Path) -> dict[str, Any]:
+    def speed(self, variant: Variant) -> dict[str, Any]:
+        """Of a row that has been made. Measured after all rows: then nothing else of the report runs beside it."""
+        try:
+            return self._speed(variant)
+        except PlaygroundError as error:
+            return {"error": str(error)}
+
+    def _speed(self, variant: Variant) -> dict[str, Any]:
         if self._base_engine is None:
             self._base_engine = _engine(self.folder)
         base, found = self._base_engine, dict[str, Any]()
-        with _engine(folder, self._at_load(variant)) as engine:
+        with _engine(self._folders[variant.key], self._at_load(variant)) as engine:
             for batch in BATCHES:
                 for each in (base, engine):
                     _decode_rate(each, batch)  # what is laid out on first use is no part of a pair
