@@ -172,13 +172,15 @@ class EngineCore:
         emitted = self._account(step.output, result, collected)
         self._num_steps += 1
         ended = time.perf_counter_ns()
+        took_ns = ended - max(step.started_ns, self._last_ended_ns)
+        self._observe_cost(step.output, result, took_ns)
         num_prompt = step.num_prompt_tokens
         self._publish_stats()
         outcomes = [result.outcomes[request_id] for request_id in emitted]
         self._rates.record(
             StepRate(
                 ended,
-                ended - max(step.started_ns, self._last_ended_ns),
+                took_ns,
                 num_prompt,
                 sum(emitted.values()),
                 sum(len(outcome.draft_ids) for outcome in outcomes),
@@ -279,18 +281,16 @@ class EngineCore:
             speculator.settle(sample.request, outcome)
             if outcome.num_positions:
                 sample.note_drafts(outcome, result.draft_ns, result.forward_ns)
-        only_decodes = all(one.num_tokens - one.num_drafts == 1 for one in output.scheduled)
-        if new_tokens and only_decodes and result.longest_catch_up <= MAX_USUAL_CATCH_UP:
-            num_drafts = sum(one.num_drafts for one in output.scheduled)
-            speculator.observe_step(
-                StepCost(
-                    len(output.scheduled),
-                    output.num_tokens,
-                    num_drafts,
-                    result.draft_ns,
-                    result.prepare_ns + result.forward_ns + result.sample_ns,
-                )
-            )
+
+    def _observe_cost(self, output: SchedulerOutput, result: StepResult, took_ns: int) -> None:
+        """Tell the speculator what a step took, if it was one of decodes only."""
+        speculator = self.executor.speculator
+        if speculator is None or result.longest_catch_up > MAX_USUAL_CATCH_UP:
+            return
+        num_seqs, num_drafts = len(output.scheduled), sum(one.num_drafts for one in output.scheduled)
+        if output.num_tokens == num_seqs + num_drafts and result.outcomes:
+            took_ns -= result.draft_ns
+            speculator.observe_step(StepCost(num_seqs, output.num_tokens, num_drafts, result.draft_ns, took_ns))
 
     def _deliver(self, sample: SampleTracker, outcome: Outcome, now_ns: int) -> None:
         self._suspects.discard(sample.request.request_id)

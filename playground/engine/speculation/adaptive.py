@@ -56,6 +56,8 @@ TRY_SHARE = 0.006
 
 REST = 8
 """Steps that verify nothing for which prices and decisions stand: planning every one took 3 % of a step of 4 ms."""
+LOOK_AGAIN = 4
+"""Steps until drafts are looked for again where a try found none."""
 MIN_PLAIN_STEPS = 2
 """Timings of steps without drafts that a decision needs to compare with."""
 
@@ -85,6 +87,15 @@ class _Spacing:
     def restart(self) -> None:
         self._num_steps = 0
         self._distance = self._first
+
+    def postpone(self, num_steps: int) -> None:
+        """Have the next one due so many steps later."""
+        self._num_steps = self._distance - num_steps
+
+    @property
+    def num_left(self) -> int:
+        """Steps before the one in which the next experiment is due."""
+        return max(0, self._distance - self._num_steps - 1)
 
 
 @dataclass(slots=True)
@@ -131,6 +142,8 @@ class AdaptivePlanner:
         self._is_open = False
         self._batch_size = 1
         self._planned: dict[int, int] = {}
+        self._longest = 0
+        """Most drafts planned for a request of the step, ended or not."""
         self._kind: StepKind = "as planned"
         self._trying = False
         self._may_follow_up = False
@@ -152,6 +165,39 @@ class AdaptivePlanner:
         self._num_accepted = 0
         self._num_tried = 0
         self._num_hit = 0
+        self._num_vain = 0
+        """Tries for which nothing was found."""
+        self._resting: tuple[list[int], int] | None = None
+        """Requests none of which drafts, and the last step that is known to be like the one before."""
+
+    def rest(self, request_ids: list[int]) -> bool:
+        """Whether the next step is known to draft nothing for just these requests; it is planned then.
+
+        Nothing was verified since they were planned last, and no decision or experiment is due: most steps, where
+        drafts do not pay, and planning each request of a large batch costs more than all tries do.
+        """
+        if self._is_open:
+            return False
+        if self._resting is None:
+            self._resting = request_ids, self._rests_until()
+        resting, until = self._resting
+        if self._step >= until or request_ids != resting:
+            return False
+        self._step += 1
+        self._is_open = True
+        self._tries.tick()
+        return True
+
+    def _rests_until(self) -> int:
+        """The last step of which it is known that the requests planned last draft nothing."""
+        members = [self._requests[request_id] for request_id in self._planned if request_id in self._requests]
+        if not members or self._kind != "as planned" or self._verified_at >= self._priced_at:
+            return self._step
+        if any(one.drafts is not False or one.keen for one in members):
+            return self._step
+        decided = min(self._priced_at + REST, *(one.decide_at for one in members)) - 1
+        unaffordable = int((self._step_costs[1] - 1 - self.balance) / INCOME)  # steps until a try is paid for
+        return min(decided, self._step + max(self._tries.num_left, unaffordable))
 
     def plan(self, request_id: int, batch_size: int, limit: int) -> int:
         """Drafts of a request in this step. A new step starts after `observe_step`, or with a request planned again."""
@@ -160,13 +206,17 @@ class AdaptivePlanner:
         if request_id not in self._requests:
             self._requests[request_id] = _Request(Acceptance(self._max_num_tokens))
         num_tokens = self._planned[request_id] = min(limit, self._choose(self._requests[request_id]))
+        self._longest = max(self._longest, num_tokens)
         return num_tokens
 
     def observe_drafts(self, request_id: int, num_drafted: int, num_accepted: int) -> None:
         request = self._requests.get(request_id)
-        if request is None or not num_drafted:
+        if request is None:
             return
         drafting = bool(request.drafts) and self._cap > 0
+        if not num_drafted:
+            self._num_vain += not drafting and self._planned.get(request_id, 0) > 0
+            return
         self._num_accepted += num_accepted
         self._engine.observe(num_drafted, num_accepted, ENGINE_MEMORY)
         self._note_misses(request, num_accepted)
@@ -193,8 +243,7 @@ class AdaptivePlanner:
             request.num_misses = 0
 
     def observe_step(self, cost: StepCost) -> None:
-        longest = max(self._planned.values(), default=0) if cost.num_draft_tokens else 0
-        num_rounds = longest * self._rounds_per_token
+        num_rounds = self._longest * self._rounds_per_token if cost.num_draft_tokens else 0
         self.costs.observe(cost, num_rounds)
         self.balance += INCOME
         if cost.num_target_tokens > cost.num_seqs and self.costs.num_plain_steps(cost.num_seqs):
@@ -228,9 +277,11 @@ class AdaptivePlanner:
         self._space_tries()
         self._step += 1
         self._is_open = True
+        self._resting = None
         self._batch_size = batch_size
         self._planned = {}
-        self._num_accepted = self._num_tried = self._num_hit = 0
+        self._longest = 0
+        self._num_accepted = self._num_tried = self._num_hit = self._num_vain = 0
         if self.costs.num_plain_steps(batch_size) < MIN_PLAIN_STEPS:
             self._kind = "plain"
             return
@@ -258,6 +309,8 @@ class AdaptivePlanner:
             self._tries.restart()
         elif self._num_tried:
             self._tries.widen((self._step_costs[1] - 1) / TRY_SHARE)
+        elif self._num_vain:
+            self._tries.postpone(LOOK_AGAIN)
 
     def _next_kind(self, drafting: list[float]) -> StepKind:
         """What the step is for, given the gains of the requests that draft."""

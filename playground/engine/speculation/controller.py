@@ -47,6 +47,10 @@ class SpeculationController:
         self._batch_size = 0
         self._last_planned: dict[int, int] = {}
 
+    def rest(self, request_ids: list[int]) -> bool:
+        """Whether the next step, of these requests, is known to draft nothing: then it need not be planned."""
+        return self._num_tokens == "auto" and self._disabled is None and self._adaptive.rest(request_ids)
+
     def plan(self, request_id: int, *, batch_size: int, limit: int) -> int:
         """Draft tokens for this request in this step, at most `limit` (the room that is left); 0: do not speculate.
 

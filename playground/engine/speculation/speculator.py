@@ -73,6 +73,8 @@ class Speculator:
         deciding = [r for r in running if r.num_output_tokens > 0 and r.num_uncomputed_tokens <= 1 and r.beams is None]
         for request in running:
             request.num_planned_drafts = 0
+        if self.controller.rest([request.request_id for request in deciding]):
+            return
         for request in deciding:
             room = min(
                 request.max_total_tokens - request.num_tokens_with_pending - 1,

@@ -37,7 +37,9 @@ class StepCost:
     """Query tokens of the target's forward pass: `num_seqs` and the verified drafts."""
     num_draft_tokens: int
     draft_ns: int
+    """Drafting, or looking drafts up, and deciding how many."""
     target_ns: int
+    """Everything else that the step took: a step with drafts also has more to account for."""
 
 
 class StepCosts:
@@ -61,20 +63,20 @@ class StepCosts:
         """
         self._num_steps += 1
         row, width = _row(cost.num_seqs), _rounded(cost.num_target_tokens / cost.num_seqs)
-        target, draft = self._target.get(row, _Curve()), self._draft.get(row, _Curve())
+        is_known = self.num_plain_steps(cost.num_seqs) > 0
+        target = self._target.setdefault(row, _Curve())
         most_target = most_draft = math.inf
-        if target.count(1.0):
-            if not target.count(width):
-                most_target = MAX_SURPRISE * self._target_ns(cost.num_seqs, width)
-            if num_rounds and not draft.count(num_rounds):
-                most_draft = MAX_SURPRISE * self._draft_ns(cost.num_seqs, num_rounds)
-        target_ns = cost.target_ns if num_rounds else cost.target_ns + cost.draft_ns
-        target.add(width, self._num_steps, max(1, target_ns), most_target)
-        self._target[row] = target
-        self._plain.pop(row, None)
+        if is_known and not target.count(width):
+            most_target = MAX_SURPRISE * self._target_ns(cost.num_seqs, width)
         if num_rounds:
+            draft = self._draft.get(row, _Curve())
+            if is_known and not draft.count(num_rounds):
+                most_draft = MAX_SURPRISE * self._draft_ns(cost.num_seqs, num_rounds)
             draft.add(num_rounds, self._num_steps, cost.draft_ns, most_draft)
             self._draft[row] = draft
+        target_ns = cost.target_ns if num_rounds else cost.target_ns + cost.draft_ns
+        target.add(width, self._num_steps, max(1, target_ns), most_target)
+        self._plain.pop(row, None)
         self._growth = None
 
     def num_plain_steps(self, num_seqs: int) -> int:
@@ -98,8 +100,8 @@ class StepCosts:
         row = _row(num_seqs)
         if row not in self._plain:
             curve = self._target[row]
-            wider = [curve.medians[x] for x in curve.xs[1:] if curve.count(x) > 1]
-            self._plain[row] = min(curve.medians[1.0], PLAIN_TOLERANCE * min(wider, default=math.inf))
+            wider = [curve.median(x) for x in curve.xs[1:] if curve.count(x) > 1]
+            self._plain[row] = min(curve.median(1.0), PLAIN_TOLERANCE * min(wider, default=math.inf))
         return self._plain[row]
 
     def _target_ns(self, num_seqs: int, width: float) -> float:
@@ -107,7 +109,7 @@ class StepCosts:
         longest = curve.xs[-1]
         if width <= longest:
             return curve.at(width)
-        return curve.medians[longest] + (width - longest) * num_seqs * self._growth_per_token(num_seqs)
+        return curve.median(longest) + (width - longest) * num_seqs * self._growth_per_token(num_seqs)
 
     def _draft_ns(self, num_seqs: int, num_rounds: int) -> float:
         if not num_rounds:
@@ -123,7 +125,7 @@ class StepCosts:
         """Slope of the least-squares line through all medians of the target's time, never below 0."""
         if self._growth is None:
             points = [
-                (x * 2 ** (row / ROWS_PER_DOUBLING), curve.medians[x])
+                (x * 2 ** (row / ROWS_PER_DOUBLING), curve.median(x))
                 for row, curve in self._target.items()
                 for x in curve.xs
             ]
@@ -141,21 +143,28 @@ class _Curve:
 
     def __init__(self) -> None:
         self.xs: list[float] = []
-        self.medians: dict[float, float] = {}
         self._timings: dict[float, deque[tuple[int, float]]] = {}
+        self._medians: dict[float, float] = {}
+        """Where no timing was noted since they were worked out: most steps note one that nobody asks for."""
 
     def add(self, x: float, step: int, ns: float, most: float) -> None:
         """Note a timing; the first at its x counts for no more than `most`."""
         if x not in self._timings:
             self._timings[x] = deque([(step, ns)], maxlen=WINDOW)
-            self.medians[x] = min(ns, most)
+            self._medians[x] = min(ns, most)
             insort(self.xs, x)
             return
         timings = self._timings[x]
         timings.append((step, ns))
         while len(timings) > MIN_KEPT and timings[0][0] < step - MAX_AGE_STEPS:
             timings.popleft()
-        self.medians[x] = median_low(ns for _, ns in timings)  # of two the lower: what is far off is too slow
+        self._medians.pop(x, None)
+
+    def median(self, x: float) -> float:
+        """Of the recent timings at an x that occurred."""
+        if x not in self._medians:
+            self._medians[x] = median_low(ns for _, ns in self._timings[x])  # of two the lower: the other is too slow
+        return self._medians[x]
 
     def count(self, x: float) -> int:
         return len(self._timings.get(x, ()))
@@ -165,10 +174,10 @@ class _Curve:
         i = bisect_right(self.xs, x) - 1
         left = self.xs[i]
         if x == left:
-            return self.medians[left]
+            return self.median(left)
         right = self.xs[i + 1]
         share = (x - left) / (right - left)
-        return (1 - share) * self.medians[left] + share * self.medians[right]
+        return (1 - share) * self.median(left) + share * self.median(right)
 
 
 @cache

@@ -96,7 +96,9 @@ def run(
     rng, outcome, batch_size = random.Random(seed), Outcome(), len(texts)
     lengths = [0] * batch_size
     while max(lengths) < num_tokens:
-        plans = [controller.plan(first_id + i, batch_size=batch_size, limit=64) for i in range(batch_size)]
+        ids = list(range(first_id, first_id + batch_size))
+        rests = controller.rest(ids)
+        plans = [0 if rests else controller.plan(one, batch_size=batch_size, limit=64) for one in ids]
         outcome.steps.append((lengths[0], max(plans)))
         num_drafted = num_accepted = longest = 0
         for i, text in enumerate(texts):

@@ -6,6 +6,7 @@ from statistics import mean
 
 import pytest
 
+from playground.engine.speculation.adaptive import AdaptivePlanner
 from tests.engine.speculation.simulation import Text, cpu, gpu, run, steady
 
 SEEDS = range(4)
@@ -68,6 +69,24 @@ def test_what_was_learned_serves_the_next_short_requests(acceptance):
         controller.forget(i)
     later = sum(o.plain_time for o in outcomes[5:]) / sum(o.time for o in outcomes[5:])
     assert later >= 0.93 * machine.best_fixed([acceptance] * 8)
+
+
+@pytest.mark.parametrize("name", [*HOPELESS, *STEADY])
+def test_a_step_that_is_not_planned_is_the_one_that_planning_would_have_made(name, monkeypatch):
+    machine, given = (HOPELESS | STEADY)[name]
+    texts = given if isinstance(given[0], Text) else [steady(*given)]
+    outcome = run(machine.controller(), machine, texts, 500, seed=0)
+    monkeypatch.setattr(AdaptivePlanner, "rest", lambda self, request_ids: False)
+    assert run(machine.controller(), machine, texts, 500, seed=0).steps == outcome.steps
+
+
+def test_where_drafts_do_not_pay_most_steps_are_not_planned(monkeypatch):
+    rests: list[bool] = []
+    rest = AdaptivePlanner.rest
+    monkeypatch.setattr(AdaptivePlanner, "rest", lambda self, ids: rests.append(rest(self, ids)) or rests[-1])
+    machine = cpu(None)
+    run(machine.controller(), machine, [steady(0.0)] * 16, 500, seed=0)
+    assert sum(rests) > 0.6 * len(rests)
 
 
 CHANGE = 400
