@@ -67,5 +67,24 @@ def returning_memory_to_system() -> Iterator[None]:
         if library is not None:
             library.malloc_trim(0)
             _trim_ends(library)
-            library.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)  # by setting one, both have ceased to grow
-            library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)
+            _restore(library)
+
+
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Blocks of a megabyte and more that are allocated inside are mappings of their own: freed, they are gone at once,
+    and leave no hole in the heap that the next one does not fit."""
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        if library is not None:
+            _restore(library)
+
+
+def _restore(library: ctypes.CDLL) -> None:
+    """The thresholds that grow with what is freed do so no more once one was set: as large as they would become."""
+    library.mallopt(_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+    library.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_MMAP_THRESHOLD)

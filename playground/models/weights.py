@@ -5,6 +5,7 @@ One matrix at a time: the tensors it is made of are copied into place, then it i
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -15,7 +16,7 @@ from playground.models.attention import LayerAttention
 from playground.models.config import DecoderConfig
 from playground.models.decoder import DecoderWeights
 from playground.models.families import linear_bias, linear_inputs, linear_parts, tensor_shapes
-from playground.models.heap import return_memory_to_system
+from playground.models.heap import large_blocks_apart, return_memory_to_system
 from playground.models.layers import Layer, Norm
 from playground.models.linear import AnyLinear, GatedLinear, Linear, StackedLinear, reorders, worth_a_copy
 from playground.quantization.blocks import BlockWeight, join_blocks
@@ -84,25 +85,27 @@ def build_weights(
     `int8_activations` rounds what goes into int8 matrices of the layers to int8, as files may say that it is.
     `on_progress` hears of every layer that was built; what it raises ends the building.
     """
-    builder = WeightBuilder(config, source, dtype, device, int8_activations=int8_activations)
-    names = config.family.names
-    shapes = tensor_shapes(config)
-    embed = builder.table(names.embed, shapes)
-    learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
-    head: Linear | QuantizedLinear
-    if not config.tie_embeddings:  # before the layers: while it is reordered there are two of it
-        table = builder.table(names.head, shapes)
-        head = table if isinstance(table, QuantizedLinear) else Linear(table, None)
-    else:
-        head = embed if isinstance(embed, QuantizedLinear) else Linear(embed, None, keep=not worth_a_copy(embed))
-    layers = []
-    for number in range(config.num_layers):
-        layers.append(builder.layer(number, shapes))
-        if on_progress is not None:
-            on_progress(number + 1, config.num_layers)
-        if isinstance(source, QuantizedSource):  # unpacked codes lie between packed ones: the heap would stay as large
-            return_memory_to_system()
-    return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
+    is_packed = isinstance(source, QuantizedSource)
+    with large_blocks_apart() if is_packed else nullcontext():
+        builder = WeightBuilder(config, source, dtype, device, int8_activations=int8_activations)
+        names = config.family.names
+        shapes = tensor_shapes(config)
+        embed = builder.table(names.embed, shapes)
+        learned = builder.plain(f"{names.positions}.weight", shapes) if config.positions == "learned" else None
+        head: Linear | QuantizedLinear
+        if not config.tie_embeddings:  # before the layers: while it is reordered there are two of it
+            table = builder.table(names.head, shapes)
+            head = table if isinstance(table, QuantizedLinear) else Linear(table, None)
+        else:
+            head = embed if isinstance(embed, QuantizedLinear) else Linear(embed, None, keep=not worth_a_copy(embed))
+        layers = []
+        for number in range(config.num_layers):
+            layers.append(builder.layer(number, shapes))
+            if on_progress is not None:
+                on_progress(number + 1, config.num_layers)
+            if is_packed:  # unpacked codes lie between packed ones: the heap would stay as large
+                return_memory_to_system()
+        return DecoderWeights(embed, learned, layers, builder.norm(names.final_norm, shapes), head)
 
 
 class WeightBuilder:

@@ -284,6 +284,8 @@ class Simulation:
                     self.memory[destination, offset] = self.memory[source, offset]
                 if (source, offset) in self.draft_memory:
                     self.draft_memory[destination, offset] = self.draft_memory[source, offset]
+        if self.draft_kv is not None:
+            self.draft_kv.copied(output.copies)
         drafts = {one.request.request_id: self.draft(one) for one in output.scheduled if one.num_drafts}
         if self.steps % 7 == 3:  # a proposer may find fewer than were planned
             drafts = {request_id: ids[: len(ids) // 2] for request_id, ids in drafts.items()}

@@ -5,6 +5,7 @@ But a block that the target computed may lack the draft's part (nobody drafted t
 the content that the draft computed in them, and a prefix hit counts for the draft as far as it is the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from playground.engine.block_pool import BlockKey, BlockPool
@@ -51,6 +52,20 @@ class DraftKV:
             if key is not None:
                 self._content[block_id] = key
         reach.num_recorded_blocks = max(reach.num_recorded_blocks, full)
+
+    def copied(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Blocks were copied (source, destination), with the draft's part."""
+        sources = [self._content.get(source) for source, _ in pairs]
+        for (_, destination), key in zip(pairs, sources, strict=True):
+            if key is None:
+                self._content.pop(destination, None)
+            else:
+                self._content[destination] = key
+
+    def lost(self, block_ids: Sequence[int]) -> None:
+        """Blocks were overwritten, with the draft's part."""
+        for block_id in block_ids:
+            self._content.pop(block_id, None)
 
     def forget(self, request_id: int) -> None:
         self._reach.pop(request_id, None)

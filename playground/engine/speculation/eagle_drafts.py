@@ -39,7 +39,7 @@ class EagleProposer:
         self.head, self.own_kv_cache = head, kv_cache
         self._eos_token_ids, self._max_num_tokens = eos_token_ids, max_num_tokens
         self._keeps_probabilities = keeps_probabilities
-        self._kv = DraftKV(pool, kv_cache.block_size)
+        self.draft_kv = DraftKV(pool, kv_cache.block_size)
         self._features: dict[int, tuple[int, Tensor]] = {}  # by request id: first token and [tokens, H]
 
     def observe(self, scheduled: Sequence[ScheduledRequest], hidden: Tensor) -> None:
@@ -52,20 +52,20 @@ class EagleProposer:
 
     def why_not(self, request: Request) -> str | None:
         """The reason why this request cannot be drafted for; None where it can."""
-        if self._features.get(request.request_id, (0, None))[0] <= self._kv.num_computed(request):
+        if self._features.get(request.request_id, (0, None))[0] <= self.draft_kv.num_computed(request):
             return None
         return "its prompt came from the prefix cache, without what the draft head needs to know of it"
 
     def settle(self, request: Request) -> None:
         """The target has looked at the drafts of a request: those that stay are among its tokens now."""
-        self._kv.keep(request, request.num_tokens - 1)
+        self.draft_kv.keep(request, request.num_tokens - 1)
         if request.request_id in self._features:
             first, held = self._features[request.request_id]
             self._features[request.request_id] = first, held[: request.num_tokens - 1 - first]
 
     def forget(self, request: Request) -> None:
         """The request has ended."""
-        self._kv.forget(request.request_id)
+        self.draft_kv.forget(request.request_id)
         self._features.pop(request.request_id, None)
 
     def propose(self, scheduled: Sequence[ScheduledRequest]) -> Proposal | None:
@@ -100,7 +100,7 @@ class EagleProposer:
         active: list[ScheduledRequest] = []
         spare = max(0, self._max_num_tokens - len(scheduled))  # beyond one token each
         for one in scheduled:
-            request, start = one.request, self._kv.num_computed(one.request)
+            request, start = one.request, self.draft_kv.num_computed(one.request)
             end = min(one.num_drawn - 1, start + 1 + spare)
             spare -= end - start - 1
             reaches = end == one.num_drawn - 1
@@ -111,5 +111,5 @@ class EagleProposer:
             slices.append(BatchSlice(token_ids, start, request.block_table, int(reaches)))
             if reaches:
                 active.append(one)
-            self._kv.wrote(request, end, one.num_drafts - 1 if reaches else 0)
+            self.draft_kv.wrote(request, end, one.num_drafts - 1 if reaches else 0)
         return slices, torch.cat(features), active

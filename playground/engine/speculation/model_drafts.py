@@ -48,12 +48,12 @@ class ModelProposer:
         self._vocab_size, self._eos_token_ids, self._max_num_tokens = vocab_size, eos_token_ids, max_num_tokens
         self._keeps_probabilities, self._tree_width = keeps_probabilities, tree_width
         self._block_size = kv_cache.block_size if kv_cache is not None else 0
-        self._kv = DraftKV(pool, self._block_size) if pool is not None and not shares_target_kv else None
+        self.draft_kv = DraftKV(pool, self._block_size) if pool is not None and not shares_target_kv else None
 
     @property
     def own_kv_cache(self) -> KVCache | None:
         """The cache that is the draft's alone."""
-        return self.kv_cache if self._kv is not None else None
+        return self.kv_cache if self.draft_kv is not None else None
 
     def why_not(self, request: Request) -> str | None:
         """The reason why this request cannot be drafted for: there is none."""
@@ -61,13 +61,13 @@ class ModelProposer:
 
     def settle(self, request: Request) -> None:
         """The target has looked at the drafts of a request: those that stay are among its tokens now."""
-        if self._kv is not None:
-            self._kv.keep(request, request.num_tokens - 1)
+        if self.draft_kv is not None:
+            self.draft_kv.keep(request, request.num_tokens - 1)
 
     def forget(self, request: Request) -> None:
         """The request has ended."""
-        if self._kv is not None:
-            self._kv.forget(request.request_id)
+        if self.draft_kv is not None:
+            self.draft_kv.forget(request.request_id)
 
     def propose(self, scheduled: Sequence[ScheduledRequest]) -> Proposal | None:
         """Drafts for slices that were planned with some; None if nobody's draft KV has caught up yet."""
@@ -80,7 +80,7 @@ class ModelProposer:
             proposal: Proposal | None = self._chains(logits, active, rows)
         else:
             proposal = grow_trees(logits, active, rows, self._tree_width, self._forward, whole=self.kv_cache is None)
-        if proposal is None or self._kv is None:
+        if proposal is None or self.draft_kv is None:
             return proposal
         return replace(proposal, longest_catch_up=max(len(one.token_ids) for one in first))
 
@@ -97,20 +97,20 @@ class ModelProposer:
             slices.append(BatchSlice(request.token_ids[start:end], start, request.block_table, int(reaches)))
             if reaches:
                 active.append(one)
-            if self._kv is not None:
+            if self.draft_kv is not None:
                 levels = one.num_drafts // self._tree_width
                 num_run = max(levels - 1, 0) if reaches else 0  # the last drafts are made and not run
-                self._kv.wrote(request, end + num_run, num_run * (self._tree_width - 1))
+                self.draft_kv.wrote(request, end + num_run, num_run * (self._tree_width - 1))
         return slices, active
 
     def _start(self, one: ScheduledRequest) -> int:
         """First token that the draft has to run."""
         if self.kv_cache is None:
             return 0
-        if self._kv is None:
+        if self.draft_kv is None:
             return one.start
         in_window = next(i for i, block_id in enumerate(one.request.block_table) if block_id) * self._block_size
-        return max(self._kv.num_computed(one.request), in_window)
+        return max(self.draft_kv.num_computed(one.request), in_window)
 
     def _forward(self, slices: Sequence[BatchSlice], unknown: Tensor | None = None) -> Tensor:
         """Logits of the target's width; `unknown` holds the tokens that stand as `UNKNOWN` in the slices, in order."""

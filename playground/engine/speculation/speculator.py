@@ -14,6 +14,7 @@ from playground.config import SpeculationConfig
 from playground.engine.request import Request
 from playground.engine.scheduler import ScheduledRequest
 from playground.engine.speculation.controller import SpeculationController, SpeculationState, StepCost
+from playground.engine.speculation.draft_kv import DraftKV
 from playground.engine.speculation.eagle_drafts import EagleProposer
 from playground.engine.speculation.lookup import LookupProposer
 from playground.engine.speculation.proposal import Outcome, Proposal
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 
 class ComputedProposer(Protocol):
     """Makes drafts by running a model, once blocks for them are there."""
+
+    @property
+    def draft_kv(self) -> DraftKV | None:
+        """How far the KV that it keeps beside the target's reaches."""
 
     @property
     def own_kv_cache(self) -> KVCache | None: ...
@@ -156,8 +161,12 @@ class Speculator:
         """Copy the draft model's part of KV blocks (source, destination)."""
         if self.own_kv_cache is not None:
             self.own_kv_cache.copy_blocks(pairs)
+        if self._computed is not None and self._computed.draft_kv is not None:
+            self._computed.draft_kv.copied(pairs)
 
     def zero_blocks(self, ids: Sequence[int]) -> None:
         """Overwrite the draft model's part of KV blocks with zeros."""
         if self.own_kv_cache is not None:
             self.own_kv_cache.zero_blocks(ids)
+        if self._computed is not None and self._computed.draft_kv is not None:
+            self._computed.draft_kv.lost(ids)

@@ -87,6 +87,27 @@ def test_a_block_overwritten_by_the_draft_is_not_taken_for_what_it_held():
     assert draft_kv.num_computed(third) == 0
 
 
+def test_a_copy_brings_along_what_the_draft_computed_and_overwrites_what_was_there(tables, draft_kv):
+    first = admitted(tables, list(range(10)))
+    drafted(draft_kv, first, 9)
+    full, other = first.block_table[0], 6
+    held = draft_kv._content[full]
+    draft_kv.copied([(full, other)])
+    assert draft_kv._content[other] == held
+    draft_kv.copied([(5, full), (full, 4)])  # read before any is written
+    assert draft_kv._content[4] == held and full not in draft_kv._content
+    tables.free(first)
+    assert draft_kv.num_computed(admitted(tables, list(range(14)), request_id=2)) == 0
+
+
+def test_blocks_that_were_overwritten_are_drafted_in_anew(tables, draft_kv):
+    first = admitted(tables, list(range(10)))
+    drafted(draft_kv, first, 9)
+    draft_kv.lost([first.block_table[1]])
+    tables.free(first)
+    assert draft_kv.num_computed(admitted(tables, list(range(14)), request_id=2)) == SIZE
+
+
 def test_a_request_that_ended_is_forgotten(tables, draft_kv):
     request = admitted(tables, list(range(10)))
     draft_kv.wrote(request, 9)
