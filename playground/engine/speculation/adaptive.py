@@ -54,8 +54,9 @@ MAX_DEBT = 4.0
 TRY_SHARE = 0.006
 """Share of the time that goes to tries at their longest distance."""
 
-REST = 8
-"""Steps that verify nothing for which prices and decisions stand: planning every one took 3 % of a step of 4 ms."""
+REST, LONGEST_REST = 8, 64
+"""Steps that verify nothing for which prices and decisions stand, twice as many each time that nothing was verified
+since: planning every one took 3 % of a step of 4 ms."""
 LOOK_AGAIN = 4
 """Steps until drafts are looked for again where a try found none."""
 MIN_PLAIN_STEPS = 2
@@ -157,6 +158,8 @@ class AdaptivePlanner:
         """Batch size that these are of."""
         self._priced_at = -1
         """The step in which they were worked out last: decisions that are older may change."""
+        self._rest = REST
+        """Steps for which they stand."""
         self._verified_at = -1
         """The last step that verified drafts: since then, acceptance and costs are others."""
         self._cap = max_num_tokens
@@ -195,7 +198,7 @@ class AdaptivePlanner:
             return self._step
         if any(one.drafts is not False or one.keen for one in members):
             return self._step
-        decided = min(self._priced_at + REST, *(one.decide_at for one in members)) - 1
+        decided = min(self._priced_at + self._rest, *(one.decide_at for one in members)) - 1
         unaffordable = int((self._step_costs[1] - 1 - self.balance) / INCOME)  # steps until a try is paid for
         return min(decided, self._step + max(self._tries.num_left, unaffordable))
 
@@ -285,8 +288,9 @@ class AdaptivePlanner:
         if self.costs.num_plain_steps(batch_size) < MIN_PLAIN_STEPS:
             self._kind = "plain"
             return
-        is_old = self._verified_at >= self._priced_at or self._step >= self._priced_at + REST
-        if is_old or batch_size != self._priced_size:
+        is_new = self._verified_at >= self._priced_at or batch_size != self._priced_size
+        if is_new or self._step >= self._priced_at + self._rest:
+            self._rest = REST if is_new else min(2 * self._rest, LONGEST_REST)
             self._price(batch_size)
         self._cap = self._common_cap(members)
         drafting = [member.gain for member in members if member.drafts and self._cap]
@@ -353,7 +357,7 @@ class AdaptivePlanner:
         if request.decided_at < self._priced_at and self._step >= request.decide_at:
             self._decide(request)
             request.decided_at = self._step
-            request.decide_at = self._step + (1 + self._batch_size // 4 if request.drafts else REST)
+            request.decide_at = self._step + (1 + self._batch_size // 4 if request.drafts else self._rest)
         if not (request.drafts and self._cap):
             return int(self._trying or (request.keen and not request.drafts and self._may_follow_up))
         num_tokens = min(max(1, request.wish), self._cap)
