@@ -216,7 +216,7 @@ def _torch(
     """Gathered pages and torch's own attention, group by group; a sink rescales what came out without it."""
     starts, lens = cu_seqlens_q.tolist(), kv_lens.tolist()
     query_lens = [end - begin for begin, end in itertools.pairwise(starts)]
-    groups = cpu_paged.arrange(query_lens, lens, k_cache.shape[2], window)
+    groups = cpu_paged.arrange(query_lens, lens, k_cache.shape[2], window, k_cache.shape[1] * k_cache.shape[3])
     order = cpu_paged.token_order(groups, query_lens)
     permutation = None if order is None else torch.tensor(order, device=q.device)
     if permutation is not None and tree_mask is not None:

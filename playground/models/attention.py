@@ -109,7 +109,9 @@ class GatheredAttention:
         """One for each of the batches: a single one of any kind, or successive steps of one token a sequence."""
         first, longest, count = batches[0], max(batches[-1].kv_lens_list, default=0), len(batches)
         query_lens, kv_lens = first.query_lens, first.kv_lens_list
-        groups = arrange(query_lens, kv_lens, kv_cache.block_size, config.sliding_window)
+        groups = arrange(
+            query_lens, kv_lens, kv_cache.block_size, config.sliding_window, config.num_kv_heads * config.head_dim
+        )
         numbers = token_order(groups, query_lens)
         order = None if numbers is None else to_device(torch.tensor(numbers), first.positions.device)
 

@@ -191,10 +191,14 @@ def test_the_definition_itself_is_torchs_attention() -> None:
 
 
 def test_sequences_of_similar_length_share_a_group_and_far_ones_do_not() -> None:
-    assert arrange([1, 1, 1], [100, 101, 90], 16, None) == [[0, 1, 2]]
-    assert arrange([1, 1, 1], [100, 9000, 90], 16, None) == [[1], [0, 2]]
-    assert arrange([1, 1, 1], [100, 9000, 90], 16, 64) == [[0, 1, 2]]
-    assert arrange([7, 1, 0, 3], [7, 5, 9, 30], 16, None) == [[1], [0], [3]]
+    assert arrange([1, 1, 1], [100, 101, 90], 16, None, 192) == [[0, 1, 2]]
+    assert arrange([1, 1, 1], [100, 9000, 90], 16, None, 192) == [[1], [0, 2]]
+    assert arrange([1, 1, 1], [100, 9000, 90], 16, 64, 192) == [[0, 1, 2]]
+    assert arrange([1, 1, 1], [100, 400, 90], 16, None, 192) == [[1], [0, 2]]
+    assert arrange([1, 1, 1], [100, 400, 90], 16, None, 64) == [[0, 1, 2]], (
+        "padding of narrow keys costs less than a call"
+    )
+    assert arrange([7, 1, 0, 3], [7, 5, 9, 30], 16, None, 192) == [[1], [0], [3]]
 
 
 def test_tokens_are_reordered_only_where_groups_ask_for_it() -> None:

@@ -117,7 +117,7 @@ def test_any_batch_of_trees_is_the_definition(
 
 
 def test_sequences_of_equally_few_tokens_share_a_group_where_padding_is_cheap() -> None:
-    assert arrange([5, 5, 5], [100, 101, 110], 16, None) == [[0, 1, 2]]
-    assert arrange([5, 5, 5], [100, 900, 110], 16, None) == [[0, 2], [1]]
-    assert arrange([5, 1, 4, 5, 1], [50, 50, 50, 50, 50], 16, None) == [[1, 4], [0, 3], [2]]
-    assert arrange([17, 17], [50, 50], 16, None) == [[0], [1]]
+    assert arrange([5, 5, 5], [100, 101, 110], 16, None, 192) == [[0, 1, 2]]
+    assert arrange([5, 5, 5], [100, 900, 110], 16, None, 192) == [[0, 2], [1]]
+    assert arrange([5, 1, 4, 5, 1], [50, 50, 50, 50, 50], 16, None, 192) == [[1, 4], [0, 3], [2]]
+    assert arrange([17, 17], [50, 50], 16, None, 192) == [[0], [1]]
