@@ -182,6 +182,25 @@ def test_a_page_that_is_reloaded_finds_the_pictures_where_they_were(new_tab: New
     wait_for_squares(tab, {CACHED})
 
 
+def test_without_a_shared_worker_every_tab_has_a_stream_of_its_own(new_tab: NewTab) -> None:
+    tab = new_tab()
+    tab.context.add_init_script("delete window.SharedWorker")
+    tab.open()
+    other = tab.beside()
+    assert not tab.page.evaluate("'SharedWorker' in window") and not other.page.evaluate("'SharedWorker' in window")
+    for one, settings in ((tab, ENDLESS), (other, SHORT)):
+        one.set(settings)
+        one.send("Alone")
+    other.replies.last.wait_for()
+    other.wait_idle()
+    assert len(other.reply_text()) > 5
+    tab.wait_streaming()
+    wait_for_squares(tab, {KV})
+    tab.stop()
+    tab.wait_stopped()
+    other.page.close()
+
+
 def test_the_panel_is_resized_by_keyboard_and_remembers_it(new_tab: NewTab) -> None:
     tab = new_tab()
     width = "document.getElementById('instruments').clientWidth"

@@ -93,7 +93,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
         "compression",
         "Compression",
         "What every way to make the model smaller costs in perplexity on your text, and gains in memory and speed.",
-        "an hour and more on a CPU",
+        "a quarter of an hour and more on a CPU",
         ("text", "model", "repeats"),
         "bundled",
     ),
