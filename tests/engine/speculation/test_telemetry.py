@@ -100,7 +100,10 @@ def test_catching_up_with_a_prompt_does_not_count_as_the_cost_of_drafting(make_s
     observed = []
     monkeypatch.setattr(controller, "observe_step", observed.append)
     steps = engine.events.subscribe()
-    engine.generate([list(range(3, 3 + 40)), [5, 6, 7]], GREEDY)
+    engine.pause()  # so that both come in one step
+    handles = [engine.submit(prompt, GREEDY) for prompt in (list(range(3, 3 + 40)), [5, 6, 7])]
+    engine.resume()
+    assert all(handle.result(timeout=60).error is None for handle in handles)
     drafting = [
         e for e in told(engine, steps) if isinstance(e, StepEvent) and e.num_draft_tokens and not e.num_prefill_tokens
     ]

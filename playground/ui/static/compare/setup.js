@@ -54,7 +54,7 @@
 
   const groups = (presets) => [...new Set(presets.map(({ group }) => group))];
   P.compare.presetSelect = (presets, chosen, onChoose, disabled) => {
-    const node = el("select", { "aria-label": "Preset", disabled }, el("option", { value: "*", text: "All presets…" }), chosen ? null : el("option", { value: "", text: "Preset: own" }), ...groups(presets).map((group) => el("optgroup", { label: group }, ...presets.filter((one) => one.group === group).map(({ key, name }) => el("option", { value: key, text: key === chosen ? `Preset: ${name}` : name })))));
+    const node = el("select", { "aria-label": "Preset", disabled }, el("option", { value: "*", text: "All presets…" }), chosen ? null : el("option", { value: "", text: "Of my own" }), ...groups(presets).map((group) => el("optgroup", { label: group }, ...presets.filter((one) => one.group === group).map(({ key, name }) => el("option", { value: key, text: name })))));
     node.value = chosen || "";
     node.addEventListener("change", () => onChoose(node.value));
     return el("span", { class: "button select" }, node);
