@@ -3,7 +3,7 @@
 import ctypes
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 
 import torch
@@ -39,15 +39,20 @@ def _trim_ends(library: ctypes.CDLL) -> None:
     together = threading.Barrier(num_threads)
 
     def run() -> None:
-        together.wait()
-        block = library.malloc(_LARGE)
-        together.wait()
-        library.free(block)
+        with suppress(threading.BrokenBarrierError):
+            together.wait()
+            library.free(library.malloc(_LARGE))
+            together.wait()  # a thread that has ended would leave its heap to one that begins
 
-    threads = [threading.Thread(target=run, name="trim-heap") for _ in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    started: list[threading.Thread] = []
+    try:
+        for _ in range(num_threads):
+            thread = threading.Thread(target=run, name="trim-heap")
+            thread.start()
+            started.append(thread)
+    except RuntimeError:  # no more threads, as while the interpreter ends: the heaps stay as large as they are
+        together.abort()
+    for thread in started:
         thread.join()
 
 

@@ -67,6 +67,10 @@ class Speculator:
         """The KV that a draft model keeps beside the target's, in the same blocks."""
         return self._computed.own_kv_cache if self._computed is not None else None
 
+    @property
+    def _draft_kv(self) -> DraftKV | None:
+        return self._computed.draft_kv if self._computed is not None else None
+
     def matches(self, request: Request) -> bool:
         """Whether the request's drafts are verified by what the target draws, not by rejection."""
         return request.params.greedy or self.config.verification == "coupled"
@@ -161,12 +165,12 @@ class Speculator:
         """Copy the draft model's part of KV blocks (source, destination)."""
         if self.own_kv_cache is not None:
             self.own_kv_cache.copy_blocks(pairs)
-        if self._computed is not None and self._computed.draft_kv is not None:
-            self._computed.draft_kv.copied(pairs)
+        if self._draft_kv is not None:
+            self._draft_kv.copied(pairs)
 
     def zero_blocks(self, ids: Sequence[int]) -> None:
         """Overwrite the draft model's part of KV blocks with zeros."""
         if self.own_kv_cache is not None:
             self.own_kv_cache.zero_blocks(ids)
-        if self._computed is not None and self._computed.draft_kv is not None:
-            self._computed.draft_kv.lost(ids)
+        if self._draft_kv is not None:
+            self._draft_kv.lost(ids)
