@@ -59,7 +59,9 @@ def _tokens(store: SessionStore, message_id: int) -> Response:
 
 def _run(runs: RunStore, recorder: RunRecorder | None, message_id: int) -> Response:
     """The id of the recorded run that made a reply; null where there is none."""
-    found = runs.of_message(message_id) if message_id < 2**63 else None
+    if message_id >= 2**63:
+        return JSONResponse(None, headers=HEADERS)
+    found = runs.of_message(message_id)
     if found is None and recorder is not None:  # the reply may have ended this very moment
         recorder.flush()
         found = runs.of_message(message_id)

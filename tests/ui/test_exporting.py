@@ -7,6 +7,8 @@ from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
 from playground.sessions import ChatInfo, SessionStore
+from playground.sessions.recorder import RunRecorder
+from playground.sessions.run_store import RunStore
 from playground.telemetry.token_trace import TracedToken, pack
 from playground.ui.chat_routes import chat_routes
 from playground.ui.exporting import chat_json, chat_markdown, file_name
@@ -72,3 +74,11 @@ def test_the_routes_answer_with_files_and_tokens_and_refuse_calmly(store: Sessio
         f"/chats/tokens/{10**30}",
     ):
         assert client.get(path).status_code == 404
+
+
+def test_a_reply_without_a_recorded_run_has_none_whatever_its_number(store: SessionStore) -> None:
+    recorder = RunRecorder(RunStore(store), lambda config: {}, str)
+    client = TestClient(Starlette(routes=chat_routes(store, recorder)))
+    for message_id in (1, 2**63 - 1, 2**63, 10**30):
+        answer = client.get(f"/chats/run/{message_id}")
+        assert answer.status_code == 200 and answer.json() is None
