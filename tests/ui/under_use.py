@@ -36,6 +36,8 @@ PATIENCE_SECONDS = 30.0
 REPLY = "event: reply\ndata: "
 KEPT = ("frame-feed",)
 """The one thread that builds frames outlives its last reader by half a minute, for pages that are reloaded."""
+POOLS = ("AnyIO worker thread", "asyncio_")
+"""Workers stay for the next piece of work: there are as many as were once wanted at the same moment."""
 
 
 @dataclass
@@ -53,7 +55,10 @@ class TabSeen:
 class Left:
     """What there is at one moment that must not pile up."""
 
-    threads: int
+    threads: list[str]
+    """Names of those that are there for one thing, and end with it."""
+    pooled: int
+    """Threads of the server's pools (`POOLS`)."""
     sockets: int
     blocks: int
     readers: int
@@ -63,10 +68,12 @@ class Left:
     def now(cls, host: EngineHost) -> "Left":
         gc.collect()
         stats = host.require().stats()
-        threads = [one for one in threading.enumerate() if one.name not in KEPT]
+        names = [one.name for one in threading.enumerate()]
+        own = [name for name in names if name not in KEPT and not name.startswith(POOLS)]
+        pooled = sum(name.startswith(POOLS) for name in names)
         process = psutil.Process()
         sockets, resident = len(process.net_connections("tcp")), process.memory_info().rss
-        return cls(len(threads), sockets, stats.kv_blocks_in_use, host.feed.num_readers, resident)
+        return cls(own, pooled, sockets, stats.kv_blocks_in_use, host.feed.num_readers, resident)
 
 
 class Browser:
@@ -172,13 +179,13 @@ def open_and_close(address: str, app: App, cycles: int, first: int = 0) -> None:
 
 
 def settle(host: EngineHost, before: Left | None = None, seconds: float = 20.0) -> Left:
-    """What is left once the engine rests and nobody reads; threads and sockets end a moment after their work."""
+    """What is left once nothing is served and nobody reads; threads and sockets end a moment after their work."""
     until = time.monotonic() + seconds
     while True:
         left = Left.now(host)
-        rests = not host.require().stats().num_running and not left.readers
+        rests = not (left.blocks or left.readers or any(name.startswith("reply-") for name in left.threads))
         if rests and before is not None:
-            rests = left.threads <= before.threads and left.sockets <= before.sockets
+            rests = len(left.threads) <= len(before.threads) and left.sockets <= before.sockets
         if rests or time.monotonic() > until:
             return left
         time.sleep(0.05)
