@@ -2,8 +2,9 @@
 
 Each request drafts as many tokens as promise the most tokens per time: the acceptance of its recent drafts, position by
 position, starting from what recent requests met, against the measured time of the steps that verify them. A request
-whose drafts do not pay goes without, and now and then tries one. A ledger keeps what all trying loses against plain
-decoding near one per cent: a conservative bandit (Wu et al., arXiv 1602.04282) whose default arm is to draft nothing.
+whose drafts do not pay, or are found too seldom to matter, goes without, and now and then tries one. A ledger keeps
+what all trying loses against plain decoding near one per cent: a conservative bandit (Wu et al., arXiv 1602.04282)
+whose default arm is to draft nothing.
 """
 
 import math
@@ -13,7 +14,7 @@ from operator import mul
 from typing import Literal
 
 from playground.engine.speculation.acceptance import Acceptance
-from playground.engine.speculation.formula import best_num_tokens
+from playground.engine.speculation.formula import BestSpeculation, best_num_tokens
 from playground.engine.speculation.step_costs import StepCost, StepCosts
 
 # Speed-ups over plain decoding
@@ -28,6 +29,8 @@ SURE_GAIN = 2.0
 """No error in the time of a plain step makes drafting at this gain wrong."""
 DOUBT = 0.5
 """A gain below 1 + this / √n may be an error in the time of n plain steps: more of them cost little then."""
+SELDOM = 0.5
+"""A share of steps with drafts below which it is told beside their acceptance."""
 STAY_GAIN = 1.02
 """Another number of drafts must be this much better to be taken: steps of one shape are cheaper to launch."""
 
@@ -42,6 +45,8 @@ PRIOR_WEIGHT = 2.0
 """Verifications that the experience of all recent requests counts for in the estimate for one."""
 FIRST_ACCEPTANCE = 0.8
 """Expected before any draft was verified: trying is how to find out."""
+LOOK_MEMORY = 32
+"""Looks for drafts after which what was known of how often some are found has faded to a third."""
 
 # The ledger, in plain steps
 INCOME = 0.01
@@ -109,6 +114,10 @@ class _Request:
     gain: float = 1.0
     reached: list[float] = field(default_factory=list)
     """Chance of each draft position to be reached and accepted."""
+    looks: Acceptance = field(default_factory=lambda: Acceptance(1))
+    """How often there are drafts where some are looked for."""
+    found: float = 1.0
+    """The share of steps for which drafts are expected to be found."""
     num_doubts: int = 0
     """Decisions in a row that found too little gain."""
     num_misses: int = 0
@@ -134,6 +143,7 @@ class AdaptivePlanner:
         self._max_num_tokens = max_num_tokens
         self._rounds_per_token = 1 if drafts_cost_model_time else 0
         self._engine = Acceptance(max_num_tokens)
+        self._looks = Acceptance(1)
         self._requests: dict[int, _Request] = {}
         self._tries = _Spacing(4, 64)
         self._surveys = _Spacing(16, 128)
@@ -217,13 +227,16 @@ class AdaptivePlanner:
         if request is None:
             return
         drafting = bool(request.drafts) and self._cap > 0
+        memory = TRY_MEMORY if num_accepted and not drafting else REQUEST_MEMORY
+        if self._planned.get(request_id, 0) > 0:
+            request.looks.observe(1, num_drafted > 0, LOOK_MEMORY if memory == REQUEST_MEMORY else memory)
+            self._looks.observe(1, num_drafted > 0, ENGINE_MEMORY)
         if not num_drafted:
             self._num_vain += not drafting and self._planned.get(request_id, 0) > 0
             return
         self._num_accepted += num_accepted
         self._engine.observe(num_drafted, num_accepted, ENGINE_MEMORY)
         self._note_misses(request, num_accepted)
-        memory = TRY_MEMORY if num_accepted and not drafting else REQUEST_MEMORY
         request.acceptance.observe(num_drafted, num_accepted, memory)
         if not drafting:
             request.keen = num_accepted > 0
@@ -335,15 +348,15 @@ class AdaptivePlanner:
     def _common_cap(self, members: list[_Request]) -> int:
         """The depth up to which drafting pays for all together: a round of drafting takes its time from everybody,
         however few it is for."""
-        wishes = [member.reached[: member.wish] for member in members if member.drafts]
-        if self._batch_size == 1 or not wishes:
+        drafting = [member for member in members if member.drafts]
+        if self._batch_size == 1 or not drafting:
             return self._max_num_tokens
-        num_drafts, num_tokens, cap = 0, float(self._batch_size), 0
+        num_drafts, num_tokens, cap = 0.0, float(self._batch_size), 0
         self._batch_gain = 0.0
-        for depth in range(1, max(map(len, wishes)) + 1):
-            reached = [wish[depth - 1] for wish in wishes if len(wish) >= depth]
-            num_drafts += len(reached)
-            num_tokens += sum(reached)
+        for depth in range(1, max(member.wish for member in drafting) + 1):
+            deep = [member for member in drafting if member.wish >= depth]
+            num_drafts += sum(member.found for member in deep)
+            num_tokens += sum(member.found * member.reached[depth - 1] for member in deep)
             gain = num_tokens / self._batch_size / self._cost(num_drafts / self._batch_size, depth)
             if gain > self._batch_gain:
                 self._batch_gain, cap = gain, depth
@@ -368,9 +381,11 @@ class AdaptivePlanner:
         request.reached = list(accumulate(acceptance, mul))
         best = best_num_tokens(acceptance, self._step_costs)
         request.gain = best.speedup
+        (request.found,) = request.looks.estimates(self._looks.estimates([1.0], PRIOR_WEIGHT), PRIOR_WEIGHT)
         if best.speedup > STAY_GAIN * self._gain(request):
             request.wish = best.num_tokens
-        enough = best.speedup >= self._needed_gain(request.drafts is not False)
+        overall = self._overall(request.found, best)
+        enough = overall >= self._needed_gain(request.drafts is not False)
         if request.drafts:
             request.num_doubts = 0 if enough else request.num_doubts + 1
             request.drafts = request.num_doubts < PATIENCE
@@ -379,10 +394,16 @@ class AdaptivePlanner:
                 self._surveys.restart()  # was it better drafts, or plain steps mistaken for slower ones?
             request.drafts, request.num_doubts = enough, 0
         if not request.drafts:
+            seldom = f"drafts found for {100 * request.found:.0f} % of the steps, " if request.found < SELDOM else ""
             request.reason = (
-                f"expected acceptance {100 * acceptance[0]:.0f} % at a draft cost of "
-                f"{self._step_costs[1] - 1:.2f} steps: no faster than without"
+                f"{seldom}expected acceptance {100 * acceptance[0]:.0f} % at a draft cost of "
+                f"{max(0.0, self._step_costs[1] - 1):.2f} steps: no faster than without"
             )
+
+    def _overall(self, found: float, best: BestSpeculation) -> float:
+        """Speed-up over all steps where only this share of them has drafts, each step being as many tokens."""
+        cost = self._step_costs[best.num_tokens]
+        return (1.0 + found * (best.speedup * cost - 1.0)) / (1.0 + found * (cost - 1.0))
 
     def _gain(self, request: _Request) -> float:
         """Speed-up of what the request drafts now; 0 where it drafts nothing, or more than is known of this batch."""

@@ -132,6 +132,28 @@ def test_a_text_with_a_period_is_drafted_past_its_surprises():
     assert mean(speedups) > 2.5
 
 
+@pytest.mark.parametrize(("machine", "acceptance"), [(cpu(None), 0.25), (gpu(None), 0.1)], ids=["cpu", "gpu"])
+def test_drafts_that_are_seldom_found_and_seldom_right_are_noticed_to_be_of_no_use(machine, acceptance):
+    controller = machine.controller()
+    ends = []
+    for i in range(8):
+        outcome = run(controller, machine, [Text(lambda position, index: acceptance, found=0.07)], 150, i, first_id=i)
+        assert outcome.speedup >= 0.97
+        ends.append(controller.state(i))
+        controller.forget(i)
+    off = [state.reason for state in ends[2:] if state.state == "off"]
+    assert len(off) >= 5
+    assert all(reason.startswith("drafts found for ") for reason in off)
+
+
+def test_drafts_that_are_seldom_found_but_long_and_right_are_used():
+    for machine in (cpu(None), gpu(None)):
+        text = Text(lambda position, index: 0.95, found=0.05)
+        controller = machine.controller()
+        assert mean(run(controller, machine, [text], 400, seed).speedup for seed in SEEDS) > 1.1
+        assert controller.state(0).state == "active"
+
+
 def test_a_growing_batch_turns_drafting_off_where_time_grows_with_tokens():
     machine = cpu(0.1)
     controller = machine.controller()
