@@ -77,6 +77,9 @@ class SamplingParams(Validated):
     None writes every full block, the reply's too; an empty tuple writes nothing. Reading is not affected.
     """
 
+    speculate: bool = Field(True, description="True or False")
+    """Whether this request may draft, in an engine that speculates; its text has the same distribution either way."""
+
     @field_validator("stop", mode="before")
     @classmethod
     def _stop_strings(cls, value: Any) -> Any:

@@ -287,6 +287,8 @@ class EngineCore:
         speculator = self.executor.speculator
         if speculator is None or result.longest_catch_up > MAX_USUAL_CATCH_UP:
             return
+        if not any(one.request.params.speculate for one in output.scheduled):
+            return
         num_seqs, num_drafts = len(output.scheduled), sum(one.num_drafts for one in output.scheduled)
         if output.num_tokens == num_seqs + num_drafts and result.outcomes:
             took_ns -= result.draft_ns

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from playground.bench.speculation.workloads import PLAIN_WORKLOADS, WORKLOADS, Workload, questions
-from playground.config import MAX_DRAFTS
+from playground.config import MAX_DRAFTS, SpeculationConfig
 from playground.errors import ConfigError
 
 NumTokens = int | Literal["auto"]
@@ -33,6 +33,10 @@ class Case:
     @property
     def adaptive(self) -> bool:
         return self.num_tokens == "auto"
+
+    @property
+    def speculation(self) -> SpeculationConfig:
+        return SpeculationConfig(method=self.proposer, num_tokens=self.num_tokens, verification=self.verification)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`playground bench speculation`: every case paired with no speculation on the same prompts and seeds, in one run.
+"""`playground bench speculation`: every case paired with no speculation on the same prompts and seeds, in one engine.
 
 Owns the order of measurements and the shape of the result. What is asked of the bundled pair is in `reaches`.
 """
@@ -17,6 +17,7 @@ from playground.bench.speculation.published import published
 from playground.bench.speculation.reaches import reaches
 from playground.bench.speculation.runner import Answers, Side
 from playground.bench.speculation.workloads import BEGUN_TOKENS, Workload, questions
+from playground.bench.stats import compare
 from playground.config import SpeculationConfig
 from playground.errors import PlaygroundError
 
@@ -31,8 +32,11 @@ DEFINITIONS = {
     "speed-up": "Measured: decode tokens per second with speculation over without, the median of the pairs and their "
     "range. Tokens per second count from the moment when every request of a batch has its first token until its last "
     "token, summed over the batches of a pass. A pair answers the same prompts with the same seeds, one side directly "
-    "after the other; the order changes from pair to pair, the prompts too. One pair goes before, unmeasured; what "
-    "the adaptive length learns in it, it keeps.",
+    "after the other, in the same engine: two engines of one configuration differ by some per cent, for the places in "
+    "memory that they got. The order changes from pair to pair, the prompts too. One pair goes before, unmeasured; "
+    "what the adaptive length learns in it, it keeps.",
+    "switched off": "What it costs to have a proposer and not to use it: an engine whose requests all ask for no "
+    "drafts, over one that was built without speculation. Plain text from two engines: see above.",
     "acceptance": "By position: drafts accepted of those reached, a draft being reached when all before it were "
     "accepted. α is the same over all positions together: one number for the formula, which takes every draft to be "
     "accepted with equal chance. Accepted of all drafted is another number, which falls with K.",
@@ -72,9 +76,10 @@ def run_benchmark(plan: Plan, threads: int | None = None, say: Say = print) -> d
     with closing(_side(plan, None, plan.max_batch)) as plain:
         config = plain.engine.config
         rows = [
-            _row(plan, case, prompts, plain, f"{number} of {len(plan.cases)}", say)
+            _row(plan, case, prompts, f"{number} of {len(plan.cases)}", say)
             for number, (case, prompts) in enumerate(_with_prompts(plan, plain, say), 1)
         ]
+        switched_off = [_switched_off(plan, case, plain, say) for case in _one_of_each(plan, rows)]
     return {
         "benchmark": "speculation",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -84,6 +89,7 @@ def run_benchmark(plan: Plan, threads: int | None = None, say: Say = print) -> d
         "plan": asdict(plan),
         "model": {"name": plan.model or "bundled", "device": config.device, "dtype": config.dtype},
         "rows": rows,
+        "switched_off": switched_off,
         "published": published(rows),
         "reaches": reaches(rows),
         "ok": all(row["error"] is None for row in rows),
@@ -125,15 +131,14 @@ def _prompts(workload: Workload, count: int, plain: Side) -> list[_Prompt]:
     return [_Prompt(token_ids, seed) for seed, token_ids in enumerate(prompts)]
 
 
-def _row(plan: Plan, case: Case, prompts: Sequence[_Prompt], plain: Side, progress: str, say: Say) -> dict[str, Any]:
+def _row(plan: Plan, case: Case, prompts: Sequence[_Prompt], progress: str, say: Say) -> dict[str, Any]:
     workload = plan.workload(case)
     row: dict[str, Any] = {**asdict(case), "temperature": workload.temperature, "error": None}
-    speculation = SpeculationConfig(method=case.proposer, num_tokens=case.num_tokens, verification=case.verification)
     name = f"{progress}: {workload.name}, {case.proposer}, K {case.num_tokens}, batch {case.batch_size}"
     say(name)
     try:
-        with closing(_side(plan, speculation, case.batch_size)) as side:
-            pairs = list(_pairs(plan, case, workload, prompts, side, plain))
+        with closing(_side(plan, case.speculation, case.batch_size)) as side:
+            pairs = list(_pairs(plan, case, prompts, on=side, off=side))
         found = figures([ours.counts for ours, _ in pairs], [without.counts for _, without in pairs])
     except PlaygroundError as error:
         return row | {"error": str(error)}
@@ -150,10 +155,10 @@ def _row(plan: Plan, case: Case, prompts: Sequence[_Prompt], plain: Side, progre
 
 
 def _pairs(
-    plan: Plan, case: Case, workload: Workload, prompts: Sequence[_Prompt], side: Side, plain: Side
+    plan: Plan, case: Case, prompts: Sequence[_Prompt], *, on: Side, off: Side, speculate: bool = True
 ) -> Iterator[tuple[Answers, Answers]]:
-    """(with, without) of every measured pair: each the first in every other one."""
-    size = plan.requests_per_pass(case)
+    """(with, without) of every measured pair: each the first in every other one. Without `speculate` neither drafts."""
+    size, workload = plan.requests_per_pass(case), plan.workload(case)
     for pair in range(-1, plan.num_pairs(case)):
         mine = prompts[(pair + 1) * size : (pair + 2) * size]
         token_ids = [one.token_ids for one in mine]
@@ -161,10 +166,35 @@ def _pairs(
             SamplingParams(max_tokens=workload.max_tokens, temperature=workload.temperature, seed=one.seed)
             for one in mine
         ]
-        order = (side, plain) if pair % 2 else (plain, side)
-        answers = {id(one): one.run(token_ids, params, case.batch_size) for one in order}
+        plain = [one.replace(speculate=False) for one in params]
+        sides = [(on, params if speculate else plain), (off, plain)]
+        found = [side.run(token_ids, own, case.batch_size) for side, own in (sides if pair % 2 else sides[::-1])]
         if pair >= 0:
-            yield answers[id(side)], answers[id(plain)]
+            yield (found[0], found[1]) if pair % 2 else (found[1], found[0])
+
+
+def _one_of_each(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[Case]:
+    """The first case of each proposer that could be measured."""
+    chosen: dict[str, Case] = {}
+    for case, row in zip(plan.cases, rows, strict=True):
+        if row["error"] is None:
+            chosen.setdefault(case.proposer, case)
+    return list(chosen.values())
+
+
+def _switched_off(plan: Plan, case: Case, plain: Side, say: Say) -> dict[str, Any]:
+    """An engine with the proposer of this case, which no request uses, paired with the one that has none."""
+    say(f"{case.proposer} switched off")
+    workload = plan.workload(case)
+    prompts = _prompts(workload, plan.num_prompts(workload.name), plain)
+    with closing(_side(plan, case.speculation, case.batch_size)) as side:
+        pairs = list(_pairs(plan, case, prompts, on=side, off=plain, speculate=False))
+    speed = compare(
+        [one.counts.tokens_per_second for one, _ in pairs],
+        [one.counts.tokens_per_second for _, one in pairs],
+        smaller_is_better=False,
+    )
+    return {"workload": case.workload, "proposer": case.proposer, "batch_size": case.batch_size} | asdict(speed)
 
 
 def _agreement(pairs: Sequence[tuple[Answers, Answers]]) -> dict[str, int]:

@@ -45,6 +45,8 @@ class EagleProposer:
     def observe(self, scheduled: Sequence[ScheduledRequest], hidden: Tensor) -> None:
         """Keep what the target computed for the slices of a step, `hidden` [T, H] in their order."""
         for one, rows in zip(scheduled, hidden.split([one.num_tokens for one in scheduled]), strict=True):
+            if not one.request.params.speculate:
+                continue
             first, held = self._features.get(one.request.request_id, (one.start, rows[:0]))
             if not first <= one.start <= first + len(held):  # preempted in between
                 first, held = one.start, rows[:0]

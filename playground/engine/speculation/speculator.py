@@ -78,18 +78,19 @@ class Speculator:
     def plan(self, running: Sequence[Request]) -> None:
         """Decide for each running request how many drafts the next step may verify."""
         self._found.clear()
-        # A beam has no token to verify drafts by before its siblings are read.
-        deciding = [r for r in running if r.num_output_tokens > 0 and r.num_uncomputed_tokens <= 1 and r.beams is None]
         for request in running:
             request.num_planned_drafts = 0
-        if self.controller.rest([request.request_id for request in deciding]):
+        decoding = [r for r in running if r.num_output_tokens > 0 and r.num_uncomputed_tokens <= 1]
+        # A beam has no token to verify drafts by before its siblings are read.
+        deciding = [r for r in decoding if r.params.speculate and r.beams is None]
+        if not deciding or self.controller.rest([request.request_id for request in deciding]):
             return
         for request in deciding:
             room = min(
                 request.max_total_tokens - request.num_tokens_with_pending - 1,
                 (self._max_model_len - request.num_tokens_with_pending) // self.config.tree_width,
             )
-            wanted = self.controller.plan(request.request_id, batch_size=len(deciding), limit=room) if room > 0 else 0
+            wanted = self.controller.plan(request.request_id, batch_size=len(decoding), limit=room) if room > 0 else 0
             request.awaits_drafts = wanted > 0
             if wanted == 0 or request.num_pending_tokens or request.num_uncomputed_tokens != 1:
                 continue
@@ -133,6 +134,8 @@ class Speculator:
         self.controller.observe_step(cost)
 
     def state(self, request: Request) -> SpeculationState:
+        if not request.params.speculate:
+            return SpeculationState("off", "the request asks for none", 0)
         state, reason = self.controller.state(request.request_id), self._why_not(request)
         if state.state == "active" and reason is not None:
             return SpeculationState("off", reason, 0)

@@ -102,9 +102,9 @@ class SuffixProposer:
         return _continuation(best, num_tokens, shortest_match(request))
 
     def forget(self, request: Request) -> None:
-        """Drop the request's own index and store its output for others."""
+        """Drop the request's own index and store its output for others, unless it takes no part in speculation."""
         self._requests.pop(request.request_id, None)
-        if request.num_output_tokens:
+        if request.num_output_tokens and request.params.speculate:
             first = max(0, request.num_prompt_tokens - NUM_LEAD_IN_TOKENS)
             self._store.add(request.params.cache_salt, request.token_ids[first:])
 

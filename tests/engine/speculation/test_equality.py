@@ -104,6 +104,21 @@ def test_hundreds_of_greedy_texts_are_the_same(plain, make_speculative, method):
     assert outcomes(make_speculative(METHODS[method]), params, prompts) == wanted
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_requests_that_ask_for_no_drafts_get_none_beside_others_that_do(plain, make_speculative, method):
+    prompts = some_prompts(12)
+    wanted = expected(plain, make_speculative, "mixed", SAMPLED, prompts)
+    engine = make_speculative({**METHODS[method], "verification": "coupled"})
+    mixed = [SAMPLED.replace(speculate=number % 2 == 0) for number in range(len(prompts))]
+    assert outcomes(engine, mixed, prompts) == wanted
+    others = engine.generate(prompts, mixed)
+    if not method.startswith("adaptive"):  # which may find that no draft pays
+        assert sum(one.metrics.num_draft_tokens for one in others[::2]) > 0
+    assert all(one.metrics.num_draft_tokens == 0 for one in others[1::2])
+    assert {one.metrics.speculation.state for one in others[1::2]} == {"off"}
+    assert others[1].metrics.speculation.reason == "the request asks for none"
+
+
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("method", ["draft", "ngram", "layer_skip", "adaptive draft", "eagle", "tree"])
 def test_greedy_and_coupled_text_is_the_same_however_it_runs(plain, make_speculative, method, execution):

@@ -148,6 +148,14 @@ def test_a_request_that_ends_without_output_leaves_nothing():
     assert proposer.propose(make_request(2, [5, 6]), 3) == []
 
 
+def test_the_output_of_a_request_that_asks_for_no_drafts_is_not_stored():
+    proposer = SuffixProposer()
+    apart = make_request(1, [5, 6], output=[7, 8, 9])
+    apart.params = apart.params.replace(speculate=False)
+    proposer.forget(apart)
+    assert proposer.propose(make_request(2, [5, 6]), 3) == []
+
+
 def test_stored_text_is_found_by_requests_that_run_already_from_their_next_tokens_on():
     proposer = SuffixProposer()
     running = make_request(1, [50])
