@@ -227,7 +227,7 @@ def compress(
         str | None, typer.Option(help="--report: only some of weights,kv,zeros,layers,heads, separated by commas.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="--report: most tokens of the text. Default: 30000.")] = None,
-    pairs: Annotated[int | None, typer.Option(help="--report: pairs of speed measurements. Default: 3.")] = None,
+    pairs: Annotated[int | None, typer.Option(help="--report: pairs of speed measurements. Default: 5.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="--report: write the result here, too.")] = None,
     html_file: Annotated[Path | None, typer.Option("--html", help="--report: write a page with plots here.")] = None,
 ) -> None:

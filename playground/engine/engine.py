@@ -3,6 +3,7 @@
 Every method may be called from any thread. Several engines can live in one process; they share nothing.
 """
 
+import atexit
 import gc
 import itertools
 import logging
@@ -10,6 +11,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -77,6 +79,7 @@ class Engine:
         self._last_stats = EngineStats()
         self._loop = EngineLoop(partial(self._load, given, path, device, dtype, attention, on_progress))
         self._core: EngineCore | None = self._loop.core
+        _open_engines.add(self)
 
     def _load(
         self,
@@ -306,6 +309,7 @@ class Engine:
         """Write the prefix cache to `prefix_cache_dir` if there is one, end all requests with an error, stop the
         thread, free weights and KV cache. Closing twice does nothing."""
         core, self._core = self._core, None
+        _open_engines.discard(self)
         if core is None:
             return
         tiers, self._lower_tiers = self._lower_tiers, LowerTiers()
@@ -334,6 +338,16 @@ class Engine:
     def __del__(self) -> None:
         if getattr(self, "_core", None) is not None and hasattr(self, "_loop"):
             self.close()
+
+
+_open_engines: "weakref.WeakSet[Engine]" = weakref.WeakSet()
+
+
+@atexit.register
+def _close_engines() -> None:
+    """Those that a program leaves open: once the interpreter is being taken down, no thread of theirs can be ended."""
+    for engine in list(_open_engines):
+        engine.close()
 
 
 def _to_int64(value: int) -> int:

@@ -249,3 +249,20 @@ def test_loading_and_closing_twenty_times_returns_the_memory(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     resident = json.loads(done.stdout.strip().splitlines()[-1])
     assert max(resident[1:]) <= resident[0] * 1.05, [value >> 20 for value in resident]
+
+
+LEFT_OPEN = """
+import sys
+from playground import Engine, EngineConfig, SamplingParams
+engines = [Engine(EngineConfig(model=sys.argv[1], device="cpu", dtype="float32", num_kv_blocks=64)) for _ in range(2)]
+params = SamplingParams(max_tokens=200, ignore_eos=True)
+print(len(engines[0].generate([[5, 6, 7]], params)[0].token_ids), flush=True)
+left_running = engines[1].submit([5, 6, 7], params.replace(max_tokens=240))
+sys.exit(3)
+"""
+
+
+def test_a_program_that_leaves_engines_open_ends_in_order(tiny_model):
+    command = [sys.executable, "-c", LEFT_OPEN, str(tiny_model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "200\n", "")

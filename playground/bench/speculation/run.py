@@ -52,8 +52,8 @@ DEFINITIONS = {
     "same text": "Greedy and coupled text must be the same with speculation and without; differences are counted. In "
     "bfloat16 a near-tie can fall either way when more tokens are computed at once. Rejection has the same "
     "distribution, not the same text.",
-    "adaptive": "K = auto: the engine chooses K for each request and step, none included. Measured in twice as many "
-    "pairs. State and reason are those at the end of the last request.",
+    "adaptive": "K = auto: the engine chooses K for each request and step, none included. Measured in three times as "
+    "many pairs. State and reason are those at the end of the last request.",
     "prompts": "No prompt is given twice to an engine that drafts, and prefix caching is off: nobody answers, and "
     "nothing is drafted, from memory of the same request.",
 }

@@ -52,12 +52,12 @@ class Workload:
 PLAIN_WORKLOADS = ("chat", "story")
 """What people send; greedy."""
 COPY_WORKLOAD = "copy"
-_STORY = "one request for a story"
+_STORY = "requests for a story"
 WORKLOADS = (
     Workload("chat", "chat", "first turns of small talk; replies of about a dozen tokens", 0, 64, 6),
-    Workload("story", "story", _STORY, 0, 96, 1),
-    Workload("story-0.7", "story", f"{_STORY}, sampled at temperature 0.7", 0.7, 96, 1),
-    Workload("story-1.0", "story", f"{_STORY}, sampled at temperature 1", 1.0, 96, 1),
+    Workload("story", "story", _STORY, 0, 96, 2),
+    Workload("story-0.7", "story", f"{_STORY}, sampled at temperature 0.7", 0.7, 96, 2),
+    Workload("story-1.0", "story", f"{_STORY}, sampled at temperature 1", 1.0, 96, 2),
     Workload(
         COPY_WORKLOAD,
         "again",
