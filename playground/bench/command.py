@@ -91,7 +91,7 @@ def speculation(
     draft_model: Annotated[str | None, typer.Option(help="Folder or hub id. Default: the bundled draft.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float32, float16 or float64.")] = "auto",
-    repeats: Annotated[int | None, typer.Option(help="Measured pairs of each case; adaptive: thrice.", min=1)] = None,
+    repeats: Annotated[int | None, typer.Option(help="Measured pairs of each case; adaptive: 4 times.", min=1)] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of torch. Default: torch's.", min=1)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Few cases for seconds: shows only that it runs.")] = False,
     json_file: JsonFile = None,

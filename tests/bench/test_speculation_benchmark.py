@@ -53,7 +53,7 @@ def test_every_case_is_paired_with_no_speculation(data: dict[str, Any]) -> None:
     assert [(row["workload"], row["proposer"], row["num_tokens"]) for row in data["rows"]] == CASES
     for row in data["rows"]:
         assert row["error"] is None
-        assert len(row["passes"]) == (3 if row["num_tokens"] == "auto" else 1)
+        assert len(row["passes"]) == (4 if row["num_tokens"] == "auto" else 1)
         for one in row["passes"]:
             # Greedy text is the same, so both sides decoded as many tokens, in fewer steps where drafts were accepted.
             assert one["with"]["decode_tokens"] == one["without"]["decode_tokens"] == 11
@@ -82,14 +82,6 @@ def test_drafts_of_the_bundled_pair_are_accepted_and_lookups_find_the_copied_tex
     assert rows["story", "draft", 2]["acceptance"] > 0.5 and rows["story", "draft", 2]["draft_seconds"] > 0
     assert rows["copy", "ngram", "auto"]["acceptance"] > 0.5
     assert rows["copy", "ngram", "auto"]["tokens_per_step"] > 2
-
-
-def test_an_engine_whose_requests_ask_for_no_drafts_is_compared_with_one_that_has_no_proposer(
-    data: dict[str, Any],
-) -> None:
-    assert [one["proposer"] for one in data["switched_off"]] == ["draft", "ngram"]
-    for one in data["switched_off"]:
-        assert 0 < one["ratio_min"] <= one["ratio"] <= one["ratio_max"]
 
 
 def test_reaches_name_the_case_that_decides(data: dict[str, Any]) -> None:
@@ -185,7 +177,6 @@ def test_the_page_opens_alone_and_draws_every_chart(
     assert page.get_by_role("button", name="Copy").get_attribute("aria-pressed") == "true"
     assert "asked for a second time" in page.locator(".chosen").inner_text()
     tables = page.locator("table").all_inner_texts()
-    assert any(text.startswith("proposer\tworkload\tspeed") for text in tables)
     assert any("Draft model, K 2" in text for text in tables) and any("T5-small 77M" in text for text in tables)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.close()

@@ -16,7 +16,7 @@ PROPOSERS: tuple[Proposer, ...] = ("draft", "ngram", "suffix", "layer_skip")
 VERIFICATIONS: tuple[Verification, ...] = ("rejection", "coupled")
 DTYPES = ("auto", "bfloat16", "float32", "float16", "float64")
 MAX_BATCH = 64
-ADAPTIVE_FACTOR = 3
+ADAPTIVE_FACTOR = 4
 """Adaptive cases get this many times the pairs: that they never lose is asked of every single one."""
 
 

@@ -30,12 +30,6 @@ def render(data: dict[str, Any], console: Console | None = None) -> None:
         console.print(_drafts(measured))
         for line in _remarks(rows):
             console.print(line, highlight=False)
-    for one in data["switched_off"]:
-        console.print(
-            f"{one['proposer']} switched off, over an engine without it: {times(one['ratio'])} "
-            f"({one['ratio_min']:.2f}–{one['ratio_max']:.2f})",
-            highlight=False,
-        )
     _render_published(data["published"], console)
     console.print(_reaches(data["reaches"]))
 

@@ -17,7 +17,6 @@ from playground.bench.speculation.published import published
 from playground.bench.speculation.reaches import reaches
 from playground.bench.speculation.runner import Answers, Side
 from playground.bench.speculation.workloads import BEGUN_TOKENS, Workload, questions
-from playground.bench.stats import compare
 from playground.config import SpeculationConfig
 from playground.errors import PlaygroundError
 
@@ -30,13 +29,12 @@ Say = Callable[[str], None]
 
 DEFINITIONS = {
     "speed-up": "Measured: decode tokens per second with speculation over without, the median of the pairs and their "
-    "range. Tokens per second count from the moment when every request of a batch has its first token until its last "
-    "token, summed over the batches of a pass. A pair answers the same prompts with the same seeds, one side directly "
-    "after the other, in the same engine: two engines of one configuration differ by some per cent, for the places in "
-    "memory that they got. The order changes from pair to pair, the prompts too. One pair goes before, unmeasured; "
-    "what the adaptive length learns in it, it keeps.",
-    "switched off": "What it costs to have a proposer and not to use it: an engine whose requests all ask for no "
-    "drafts, over one that was built without speculation. Plain text from two engines: see above.",
+    "range. Tokens per second count from the moment when every request of a batch has its first token until "
+    "its last token, summed over the batches of a pass. A pair answers the same prompts with the same seeds, "
+    "each batch on one side directly after the other, in the same engine, whose requests ask for no drafts "
+    "on the plain side: two engines of one configuration differ by up to 8 %, for the places in memory that "
+    "they got. The order changes from batch to batch, the prompts from pair to pair. One pair goes before, "
+    "unmeasured; what the adaptive length learns in it, it keeps.",
     "acceptance": "By position: drafts accepted of those reached, a draft being reached when all before it were "
     "accepted. α is the same over all positions together: one number for the formula, which takes every draft to be "
     "accepted with equal chance. Accepted of all drafted is another number, which falls with K.",
@@ -52,7 +50,7 @@ DEFINITIONS = {
     "same text": "Greedy and coupled text must be the same with speculation and without; differences are counted. In "
     "bfloat16 a near-tie can fall either way when more tokens are computed at once. Rejection has the same "
     "distribution, not the same text.",
-    "adaptive": "K = auto: the engine chooses K for each request and step, none included. Measured in three times as "
+    "adaptive": "K = auto: the engine chooses K for each request and step, none included. Measured in four times as "
     "many pairs. State and reason are those at the end of the last request.",
     "prompts": "No prompt is given twice to an engine that drafts, and prefix caching is off: nobody answers, and "
     "nothing is drafted, from memory of the same request.",
@@ -79,7 +77,6 @@ def run_benchmark(plan: Plan, threads: int | None = None, say: Say = print) -> d
             _row(plan, case, prompts, f"{number} of {len(plan.cases)}", say)
             for number, (case, prompts) in enumerate(_with_prompts(plan, plain, say), 1)
         ]
-        switched_off = [_switched_off(plan, case, plain, say) for case in _one_of_each(plan, rows)]
     return {
         "benchmark": "speculation",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -89,7 +86,6 @@ def run_benchmark(plan: Plan, threads: int | None = None, say: Say = print) -> d
         "plan": asdict(plan),
         "model": {"name": plan.model or "bundled", "device": config.device, "dtype": config.dtype},
         "rows": rows,
-        "switched_off": switched_off,
         "published": published(rows),
         "reaches": reaches(rows),
         "ok": all(row["error"] is None for row in rows),
@@ -138,7 +134,7 @@ def _row(plan: Plan, case: Case, prompts: Sequence[_Prompt], progress: str, say:
     say(name)
     try:
         with closing(_side(plan, case.speculation, case.batch_size)) as side:
-            pairs = list(_pairs(plan, case, prompts, on=side, off=side))
+            pairs = list(_pairs(plan, case, prompts, side))
         found = figures([ours.counts for ours, _ in pairs], [without.counts for _, without in pairs])
     except PlaygroundError as error:
         return row | {"error": str(error)}
@@ -154,10 +150,8 @@ def _row(plan: Plan, case: Case, prompts: Sequence[_Prompt], progress: str, say:
     }
 
 
-def _pairs(
-    plan: Plan, case: Case, prompts: Sequence[_Prompt], *, on: Side, off: Side, speculate: bool = True
-) -> Iterator[tuple[Answers, Answers]]:
-    """(with, without) of every measured pair: each the first in every other one. Without `speculate` neither drafts."""
+def _pairs(plan: Plan, case: Case, prompts: Sequence[_Prompt], side: Side) -> Iterator[tuple[Answers, Answers]]:
+    """(with, without) of every measured pair: each the first in every other one."""
     size, workload = plan.requests_per_pass(case), plan.workload(case)
     for pair in range(-1, plan.num_pairs(case)):
         mine = prompts[(pair + 1) * size : (pair + 2) * size]
@@ -167,34 +161,13 @@ def _pairs(
             for one in mine
         ]
         plain = [one.replace(speculate=False) for one in params]
-        sides = [(on, params if speculate else plain), (off, plain)]
-        found = [side.run(token_ids, own, case.batch_size) for side, own in (sides if pair % 2 else sides[::-1])]
+        answers: dict[bool, list[Answers]] = {True: [], False: []}
+        for number, first in enumerate(range(0, size, case.batch_size)):
+            batch = slice(first, first + case.batch_size)
+            for drafts in (True, False) if (pair + number) % 2 else (False, True):
+                answers[drafts].append(side.run(token_ids[batch], (params if drafts else plain)[batch]))
         if pair >= 0:
-            yield (found[0], found[1]) if pair % 2 else (found[1], found[0])
-
-
-def _one_of_each(plan: Plan, rows: Sequence[dict[str, Any]]) -> list[Case]:
-    """The first case of each proposer that could be measured."""
-    chosen: dict[str, Case] = {}
-    for case, row in zip(plan.cases, rows, strict=True):
-        if row["error"] is None:
-            chosen.setdefault(case.proposer, case)
-    return list(chosen.values())
-
-
-def _switched_off(plan: Plan, case: Case, plain: Side, say: Say) -> dict[str, Any]:
-    """An engine with the proposer of this case, which no request uses, paired with the one that has none."""
-    say(f"{case.proposer} switched off")
-    workload = plan.workload(case)
-    prompts = _prompts(workload, plan.num_prompts(workload.name), plain)
-    with closing(_side(plan, case.speculation, case.batch_size)) as side:
-        pairs = list(_pairs(plan, case, prompts, on=side, off=plain, speculate=False))
-    speed = compare(
-        [one.counts.tokens_per_second for one, _ in pairs],
-        [one.counts.tokens_per_second for _, one in pairs],
-        smaller_is_better=False,
-    )
-    return {"workload": case.workload, "proposer": case.proposer, "batch_size": case.batch_size} | asdict(speed)
+            yield Answers.together(answers[True]), Answers.together(answers[False])
 
 
 def _agreement(pairs: Sequence[tuple[Answers, Answers]]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""One side of a pair: an engine with speculation or without, and what it counted while it answered some prompts."""
+"""Both sides of a pair: an engine whose requests draft or do not, and what was counted while it answered prompts."""
 
 import time
 from collections import defaultdict
@@ -20,16 +20,22 @@ TIMEOUT_SECONDS = 600
 
 @dataclass(frozen=True)
 class Answers:
-    """What one side made of the prompts of a pass."""
+    """What was made of some prompts."""
 
     counts: Pass
     token_ids: list[list[int]]
     speculation: dict[str, Any] | None
     """State and reason of speculation at the end of the last request."""
 
+    @classmethod
+    def together(cls, parts: Sequence["Answers"]) -> "Answers":
+        """Those to batches that were answered one after the other."""
+        token_ids = [ids for one in parts for ids in one.token_ids]
+        return cls(total([one.counts for one in parts]), token_ids, parts[-1].speculation)
+
 
 class Side:
-    """An engine that answers batches of prompts, one batch after the other. Remembers no prompt."""
+    """An engine that answers batches of prompts. Remembers no prompt."""
 
     def __init__(
         self,
@@ -53,20 +59,16 @@ class Side:
         )
         self.engine = Engine(config)
 
-    def run(self, prompts: Sequence[list[int]], params: Sequence[SamplingParams], batch_size: int) -> Answers:
-        """Answer the prompts in batches of `batch_size`, each submitted at once when the one before has ended."""
+    def run(self, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> Answers:
+        """Answer prompts that are submitted at once."""
         subscription = self.engine.events.subscribe()
-        parts, results = [], []
         try:
-            for first in range(0, len(prompts), batch_size):
-                batch = slice(first, first + batch_size)
-                submitted, generations = self._answer(prompts[batch], params[batch])
-                parts.append(read_batch(_steps_of(generations, subscription), generations, submitted))
-                results += generations
+            submitted, generations = self._answer(prompts, params)
+            counts = read_batch(_steps_of(generations, subscription), generations, submitted)
         finally:
             self.engine.events.unsubscribe(subscription)
-        state = results[-1].metrics.speculation
-        return Answers(total(parts), [list(one.token_ids) for one in results], None if state is None else asdict(state))
+        state = generations[-1].metrics.speculation
+        return Answers(counts, [list(one.token_ids) for one in generations], None if state is None else asdict(state))
 
     def _answer(
         self, prompts: Sequence[list[int]], params: Sequence[SamplingParams]

@@ -13,7 +13,10 @@ _GREETINGS = (
     "Can you help me?", "I am a bit sad today.", "Tell me something nice.", "It is raining.", "What is your name?",
     "I went to the park today.", "Who made you?", "I am bored.", "Good night!", "What should we talk about?",
 )  # fmt: skip
-_SMALL_TALK = ("I like {}.", "Do you like {}?", "My friend Anna likes {}.", "What do you know about {}?")
+_SMALL_TALK = (
+    "I like {}.", "Do you like {}?", "My friend Anna likes {}.", "What do you know about {}?", "Tell me about {}.",
+    "Let us talk about {}.", "Why do people like {}?",
+)  # fmt: skip
 _THINGS = (
     "painting", "soup", "music", "cats", "swimming", "books", "the sea", "cake", "football", "birds", "stories",
     "gardens", "apples", "trains", "drawing", "dogs", "snow", "singing", "boats", "pancakes",

@@ -206,11 +206,17 @@ class AdaptivePlanner:
         members = [self._requests[request_id] for request_id in self._planned if request_id in self._requests]
         if not members or self._kind != "as planned" or self._verified_at >= self._priced_at:
             return self._step
-        if any(one.drafts is not False or one.keen for one in members):
+        if any(one.drafts is not False for one in members):
             return self._step
-        decided = min(self._priced_at + self._rest, *(one.decide_at for one in members)) - 1
+        until = min(self._priced_at + self._rest, *(one.decide_at for one in members)) - 1
+        if self._best_gain >= START_GAIN and any(one.keen for one in members):
+            until = min(until, self._step + self._steps_in_debt())
         unaffordable = int((self._step_costs[1] - 1 - self.balance) / INCOME)  # steps until a try is paid for
-        return min(decided, self._step + max(self._tries.num_left, unaffordable))
+        return min(until, self._step + max(self._tries.num_left, unaffordable))
+
+    def _steps_in_debt(self) -> int:
+        """Further plain steps for which nothing follows an accepted try."""
+        return max(0, int(-self.balance / INCOME))
 
     def plan(self, request_id: int, batch_size: int, limit: int) -> int:
         """Drafts of a request in this step. A new step starts after `observe_step`, or with a request planned again."""
@@ -233,6 +239,7 @@ class AdaptivePlanner:
             self._looks.observe(1, num_drafted > 0, ENGINE_MEMORY)
         if not num_drafted:
             self._num_vain += not drafting and self._planned.get(request_id, 0) > 0
+            request.keen = False
             return
         self._num_accepted += num_accepted
         self._engine.observe(num_drafted, num_accepted, ENGINE_MEMORY)

@@ -68,7 +68,8 @@ class SpeculationController:
         return num_tokens
 
     def observe_drafts(self, request_id: int, num_drafted: int, num_accepted: int) -> None:
-        """What became of a request's drafts. `num_drafted` may be less than planned; 0: nothing was found."""
+        """What became of a request's drafts: `num_accepted` of them each saved a step. `num_drafted` may be less than
+        planned; 0: nothing was found."""
         if self._num_tokens == "auto":
             self._adaptive.observe_drafts(request_id, num_drafted, num_accepted)
 

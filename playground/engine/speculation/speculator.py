@@ -126,7 +126,8 @@ class Speculator:
     def settle(self, request: Request, outcome: Outcome) -> None:
         """A request has run a step with drafts or without, and its tokens are up to date."""
         if outcome.num_positions:
-            self.controller.observe_drafts(request.request_id, outcome.num_positions, outcome.num_accepted)
+            # Not `num_accepted`: an accepted draft that ends the text has no token after it, and saved no step.
+            self.controller.observe_drafts(request.request_id, outcome.num_positions, len(outcome.tokens) - 1)
         if self._computed is not None:
             self._computed.settle(request)
 

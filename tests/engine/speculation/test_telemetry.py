@@ -109,3 +109,19 @@ def test_catching_up_with_a_prompt_does_not_count_as_the_cost_of_drafting(make_s
     ]
     assert drafting[0].requests[0].num_computed_tokens == 40
     assert sum(cost.num_draft_tokens > 0 for cost in observed) == len(drafting) - 1 > 0
+
+
+def test_drafts_count_for_the_number_to_draft_only_as_far_as_they_saved_steps(
+    make_speculative, tiny_model, monkeypatch
+):
+    prompts, params = some_prompts(4), GREEDY.replace(max_tokens=40)
+    ends = [result.token_ids[18] for result in make_speculative(None).generate(prompts, params)]
+    engine = make_speculative({"method": "draft", "num_tokens": 4}, draft_model=str(tiny_model), max_num_seqs=1)
+    saved: list[int] = []
+    controller = engine._core.executor.speculator.controller
+    monkeypatch.setattr(controller, "observe_drafts", lambda request_id, drafted, accepted: saved.append(accepted))
+    results = engine.generate(prompts, [params.replace(stop_token_ids=(end,)) for end in ends])
+    assert any(result.metrics.num_accepted_tokens > 4 for result in results)
+    num_steps = sum(1 + len(result.metrics.inter_token_latencies) for result in results)
+    assert sum(saved) == sum(len(result.token_ids) for result in results) - num_steps
+    assert sum(result.metrics.num_accepted_tokens for result in results) > sum(saved)  # some ended with a draft

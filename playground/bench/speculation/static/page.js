@@ -296,17 +296,6 @@
     }
   }
 
-  function switchedOff(parent) {
-    const rows = data.switched_off ?? []; // not in results of before
-    if (!rows.length) return;
-    add(parent, "h2", "Switched off");
-    add(parent, "p", "An engine with a proposer that no request uses, over one that was built without. Two engines differ by some per cent anyhow.", "note");
-    table(parent, [
-      ["proposer", (row) => PROPOSERS[row.proposer], "text"], ["workload", (row) => title(row.workload), "text"],
-      ["speed", (row) => times(row.ratio)], ["range", (row) => `${number(row.ratio_min)}–${number(row.ratio_max)}`],
-    ], rows);
-  }
-
   function publishedTables(parent) {
     const { formula, ours, leviathan, chen, sources } = data.published;
     add(parent, "h2", "Beside the formula and what others published");
@@ -371,7 +360,6 @@
   }
   byTemperature(page);
   byBatchSize(page);
-  switchedOff(page);
   publishedTables(page);
   definitions(page);
   plots.forEach(draw);
