@@ -140,7 +140,10 @@ def test_the_colours_are_chosen_and_kept(new_tab: NewTab) -> None:
 def test_the_live_views_take_less_than_a_quarter_of_a_core(new_tab: NewTab) -> None:
     tab = new_tab()
     tab.page.locator("#view-gpu").wait_for()
-    _, share = min(busy_share(tab, seconds=4) for _ in range(3))  # what else the machine does can only add to it
+    for _ in range(3):  # what else the machine does can only add to it
+        _, share = busy_share(tab, seconds=4)
+        if share < 0.25:
+            break
     assert " 0 empty" in tab.page.locator("#view-blocks .note").first.inner_text()
     assert 0.01 < share < 0.25, f"{share:.1%} of one core at 12 frames a second"
 

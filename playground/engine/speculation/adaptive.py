@@ -392,7 +392,7 @@ class AdaptivePlanner:
         if best.speedup > STAY_GAIN * self._gain(request):
             request.wish = best.num_tokens
         overall = self._overall(request.found, best)
-        enough = overall >= self._needed_gain(request.drafts is not False)
+        enough = overall >= self._needed_gain(request.drafts is True)
         if request.drafts:
             request.num_doubts = 0 if enough else request.num_doubts + 1
             request.drafts = request.num_doubts < PATIENCE

@@ -107,7 +107,7 @@ def test_hundreds_of_greedy_texts_are_the_same(plain, make_speculative, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_requests_that_ask_for_no_drafts_get_none_beside_others_that_do(plain, make_speculative, method):
     prompts = some_prompts(12)
-    wanted = expected(plain, make_speculative, "mixed", SAMPLED, prompts)
+    wanted = expected(plain, make_speculative, "some draft", SAMPLED, prompts)
     engine = make_speculative({**METHODS[method], "verification": "coupled"})
     mixed = [SAMPLED.replace(speculate=number % 2 == 0) for number in range(len(prompts))]
     assert outcomes(engine, mixed, prompts) == wanted
