@@ -90,6 +90,10 @@ class _Spacing:
         self._num_steps = 0
         self._distance = max(self._first, round(min(2 * self._distance, last, self._last)))
 
+    def again(self) -> None:
+        """Start over with the same distance."""
+        self._num_steps = 0
+
     def restart(self) -> None:
         self._num_steps = 0
         self._distance = self._first
@@ -328,9 +332,9 @@ class AdaptivePlanner:
         self._best_gain = best_num_tokens([1.0] * longest, self._step_costs).speedup
 
     def _space_tries(self) -> None:
-        """Where an accepted try could lead to more the next comes soon; else later, the later the more it costs."""
+        """Where a try was accepted the next comes no later; else later, the later the more it costs."""
         if self._num_hit and self._may_follow_up:
-            self._tries.restart()
+            self._tries.again()
         elif self._num_tried:
             self._tries.widen((self._step_costs[1] - 1) / TRY_SHARE)
         elif self._num_vain:
@@ -398,6 +402,7 @@ class AdaptivePlanner:
             request.drafts = request.num_doubts < PATIENCE
         else:
             if enough and request.drafts is False:
+                self._tries.restart()
                 self._surveys.restart()  # was it better drafts, or plain steps mistaken for slower ones?
             request.drafts, request.num_doubts = enough, 0
         if not request.drafts:
