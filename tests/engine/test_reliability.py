@@ -243,8 +243,8 @@ def test_loading_and_closing_twenty_times_returns_the_memory(tmp_path):
         architectures=["LlamaForCausalLM"],
     )
     config.save_pretrained(tmp_path)
-    # In half of all processes one of the 20 loads, in a few two of them, leave 8.5 MiB behind for good, whatever the size
-    # of model and prompt. A leak of ours would grow in every process.
+    # In half of all processes one of the 20 loads, in a few two of them, leave 8.5 MiB behind for good, whatever the
+    # size of model and prompt. A leak of ours would grow in every process.
     seen = []
     for _ in range(2):
         done = subprocess.run(
