@@ -218,7 +218,13 @@ from playground import Engine, EngineConfig, SamplingParams
 def run():
     with Engine(EngineConfig(model=sys.argv[1], device="cpu", dtype="float32", load_format="dummy",
                              max_num_seqs=4, kv_cache_memory=64 * 2**20)) as engine:
-        engine.generate([[1, 2, 3] * 20] * 4, SamplingParams(max_tokens=8, ignore_eos=True))
+        # All prompts in one step, each time: oneDNN keeps 32 kernels of 252 KiB for every new shape of a product.
+        engine.pause()
+        params = SamplingParams(max_tokens=8, ignore_eos=True)
+        handles = [engine.submit([1, 2, 3] * 20, params) for _ in range(4)]
+        engine.resume()
+        for handle in handles:
+            handle.result(60)
     del engine
     gc.collect()
     return psutil.Process().memory_info().rss
@@ -243,19 +249,12 @@ def test_loading_and_closing_twenty_times_returns_the_memory(tmp_path):
         architectures=["LlamaForCausalLM"],
     )
     config.save_pretrained(tmp_path)
-    # In half of all processes one of the 20 loads, in a few two of them, leave 8.5 MiB behind for good, whatever the
-    # size of model and prompt. A leak of ours would grow in every process.
-    seen = []
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=85
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        resident = json.loads(done.stdout.strip().splitlines()[-1])
-        if max(resident[1:]) <= resident[0] * 1.05:
-            return
-        seen.append([value >> 20 for value in resident])
-    pytest.fail(f"resident MiB after each load: {seen}")
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=170
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    resident = json.loads(done.stdout.strip().splitlines()[-1])
+    assert max(resident[1:]) <= resident[0] * 1.05, [value >> 20 for value in resident]
 
 
 LEFT_OPEN = """
